@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias
 from attrs import define, evolve, frozen
 
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
+from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.error_codes import affects_all_requests, affects_report
 from plaid_relay_async.errors import (
     BatchStoppedError,
-    Certainty,
     ConnectionLostError,
     DuplicateRequestError,
     NotSentError,
@@ -39,9 +40,6 @@ from plaid_relay_async.errors import (
     RateLimitError,
     RequestValidationError,
     ResponseDecodeError,
-    affects_all_requests,
-    affects_report,
-    certainty_of,
     is_ordinary_error,
 )
 from plaid_relay_async.models import (

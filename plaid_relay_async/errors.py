@@ -23,8 +23,8 @@
         ├── ItemError            the user, or the bank, has to act
         └── PlaidServerError     Plaid has a problem: try again later
 
-A table decides which class an error response becomes (`error_class_for`). A second decision is what an error
-proves about the attempt that it ended (`certainty_of`); retries, outcomes and the journal depend on it.
+The table in `error_codes` decides which class an error response becomes. `certainty` has what an error proves
+about the attempt that it ended.
 
 No error's text, arguments or repr contains a secret or a token.
 """
@@ -32,7 +32,6 @@ No error's text, arguments or repr contains a secret or a token.
 from __future__ import annotations
 
 import asyncio
-import enum
 import re
 from typing import TYPE_CHECKING, Any, Self
 
@@ -372,138 +371,6 @@ class PlaidServerError(PlaidAPIError):
     advice = "Try again later; see https://status.plaid.com."
 
 
-# The class of an error response, chosen as Plaid advises: by error_code first, then by error_type, then by
-# the status (https://plaid.com/docs/errors/). A type that no operation of this package is documented to
-# return stays a plain PlaidAPIError. It is listed all the same, so that a test can detect types that are new.
-_BY_TYPE_AND_CODE: dict[tuple[str, str], type[PlaidAPIError]] = {
-    # With this type, the code is about an Item, and waiting for a report doesn't help.
-    ("ITEM_ERROR", "PRODUCT_NOT_READY"): ItemError,
-}
-_BY_CODE: dict[str, type[PlaidAPIError]] = {
-    "PRODUCT_NOT_READY": ReportNotReadyError,
-    "INVALID_API_KEYS": AuthenticationError,
-    "UNAUTHORIZED_ENVIRONMENT": AuthenticationError,
-    "UNAUTHORIZED_ROUTE_ACCESS": AuthenticationError,
-    "INVALID_PRODUCT": AuthenticationError,
-    "INSIGHTS_NOT_ENABLED": AuthenticationError,
-    "USER_PERMISSION_REVOKED": ItemError,
-    "ADDITIONAL_CONSENT_REQUIRED": ItemError,
-}
-_BY_TYPE: dict[str, type[PlaidAPIError]] = {
-    "INVALID_REQUEST": InvalidRequestError,
-    "INVALID_INPUT": InvalidRequestError,
-    "INVALID_RESULT": InvalidRequestError,
-    "SANDBOX_ERROR": InvalidRequestError,
-    "IDEMPOTENCY_ERROR": InvalidRequestError,
-    "OAUTH_ERROR": AuthenticationError,
-    "PARTNER_ERROR": AuthenticationError,
-    "RATE_LIMIT_EXCEEDED": RateLimitError,
-    "ASSET_REPORT_ERROR": AssetReportError,
-    "ASSETS_ERROR": AssetReportError,
-    "ITEM_ERROR": ItemError,
-    "INSTITUTION_ERROR": ItemError,
-    "API_ERROR": PlaidServerError,
-    **dict.fromkeys(
-        (
-            "BANK_TRANSFER_ERROR",
-            "BASE_REPORT_ERROR",
-            "CHECK_REPORT_ERROR",
-            "CONSUMER_REPORT_ERROR",
-            "CRA_MONITORING_ERROR",
-            "CRA_PARTNER_INSIGHTS_ERROR",
-            "CRA_REPORT_ERROR",
-            "CREDIT_PROFILE_REPORT_ERROR",
-            "ENCOMPASS_ERROR",
-            "ENRICH_ERROR",
-            "FRAUD_INSIGHTS_ERROR",
-            "FREDDIE_MAC_ERROR",
-            "INCOME_VERIFICATION_ERROR",
-            "LINK_DELIVERY_ERROR",
-            "MICRODEPOSITS_ERROR",
-            "PAYMENT_ERROR",
-            "PROFILE_ERROR",
-            "RECAPTCHA_ERROR",
-            "RECURRING_TRANSACTIONS_ERROR",
-            "SIGNAL_ERROR",
-            "STATEMENTS_ERROR",
-            "TRANSACTIONS_ERROR",
-            "TRANSACTION_ERROR",
-            "TRANSFER_ERROR",
-            "TRANSFER_RECURRING_ERROR",
-            "TRANSFER_REFUND_ERROR",
-            "USER_ERROR",
-        ),
-        PlaidAPIError,
-    ),
-}
-_BY_STATUS: dict[int, type[PlaidAPIError]] = {
-    401: AuthenticationError,
-    403: AuthenticationError,
-    429: RateLimitError,
-}
-
-# Errors that every other request of a batch would get, too.
-_SHARED_CODES = frozenset(
-    {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
-)
-# The 503s that prove that nothing was executed: Plaid's own, and the one of this package's gateway for a
-# request that never left it. A 503 from any other intermediary proves nothing.
-_DECLINED_CODES = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), ("GATEWAY_ERROR", "UPSTREAM_UNREACHABLE")})
-# The codes of 429s for which waiting doesn't help (https://plaid.com/docs/errors/rate-limit-exceeded/).
-_PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
-
-
-def error_class_for(error_type: str | None, error_code: str | None, status: int) -> type[PlaidAPIError]:
-    """Return the exception class for an error response: by code, then by type, then by HTTP status."""
-    by_type_and_code = _BY_TYPE_AND_CODE.get((error_type or "", error_code or ""))
-    error_class = by_type_and_code or _BY_CODE.get(error_code or "") or _BY_TYPE.get(error_type or "")
-    if error_class is not None:
-        return error_class
-    if status >= 500:
-        return PlaidServerError
-    return _BY_STATUS.get(status, InvalidRequestError if status >= 400 else PlaidAPIError)
-
-
-class Certainty(enum.StrEnum):
-    """What the end of an attempt proves about its execution."""
-
-    NOT_SENT = "not_sent"
-    """The request never left this machine."""
-    DECLINED = "declined"
-    """The server didn't execute it, and a later attempt may succeed; see `certainty_of`."""
-    DEFINITIVE = "definitive"
-    """The response is final: a success, or an error that proves that nothing was executed."""
-    IN_DOUBT = "in_doubt"
-    """The attempt may have been executed, and no response says whether it was."""
-
-
-def certainty_of(error: PlaidRelayError) -> Certainty:
-    """Return what an error proves about the attempt that it ended.
-
-    A redirect proves that nothing was executed, and so does a 4xx, unless its `error_type` is `API_ERROR`.
-    Plaid declines an attempt with a 429, unless an allocation is used up, or with `PLANNED_MAINTENANCE`. This
-    package's gateway declines what it couldn't forward.
-    """
-    if not isinstance(error, PlaidAPIError):
-        if isinstance(error, OutcomeUnknownError | ConnectionLostError):
-            return Certainty.IN_DOUBT
-        # `sent` may refer to an earlier attempt of the call, so a NotSentError is NOT_SENT in any case. For
-        # a ClientClosedError or a ConfigurationError the difference has no effect: neither is retried.
-        return (
-            Certainty.DEFINITIVE if error.sent and not isinstance(error, NotSentError) else Certainty.NOT_SENT
-        )
-    if not error.sent:
-        return Certainty.NOT_SENT
-    declined = (error.error_type, error.error_code) in _DECLINED_CODES
-    if declined or (error.status == 429 and error.error_code not in _PERMANENT_LIMITS):
-        return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. Only the
-    # client's own RateLimitError has no status. If its `sent` is True, an earlier attempt was sent. That was
-    # a read or wasn't executed, because otherwise the call would raise the error of that attempt.
-    definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
-    return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
-
-
 def reason_of(error: PlaidRelayError) -> str:
     """Return Plaid's `error_code`, or the name of the error's class if there is none."""
     return getattr(error, "error_code", None) or type(error).__name__
@@ -517,21 +384,3 @@ def is_ordinary_error(error: BaseException) -> bool:
     task = asyncio.current_task()
     raised_by_code = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
     return raised_by_code or isinstance(error, Exception)
-
-
-def affects_all_requests(error: PlaidRelayError) -> bool:
-    """Return whether every other request of a batch would get this error as well."""
-    if isinstance(error, ClientClosedError | ConfigurationError):
-        return True
-    if isinstance(error, NotSentError):
-        return error.shared
-    return isinstance(error, PlaidAPIError) and (
-        error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
-    )
-
-
-def affects_report(error: PlaidRelayError) -> bool:
-    """Return whether every other creation for the same report would get this error as well."""
-    if isinstance(error, AssetReportError | ReportNotReadyError):
-        return True
-    return isinstance(error, PlaidAPIError) and error.error_code == "INVALID_ASSET_REPORT_TOKEN"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("redaction", "errors", "cancellation", "models", "config", "codec"),
+    *("redaction", "errors", "error_codes", "certainty", "cancellation", "models", "config", "codec"),
     *("deadlines", "exchange", "proxies", "session", "transport", "outcomes", "batch"),
 )
 
@@ -30,10 +30,14 @@ class AllowedImports:
 MAP = {
     "redaction": AllowedImports(),
     "errors": AllowedImports(("redaction",)),
+    "error_codes": AllowedImports(("errors",)),
+    "certainty": AllowedImports(("errors", "error_codes")),
     "cancellation": AllowedImports(),
     "models": AllowedImports(("redaction", "errors"), ("attrs",)),
     "config": AllowedImports(("redaction", "errors"), ("attrs", "yarl")),
-    "codec": AllowedImports(("redaction", "errors", "models"), ("attrs", "cattrs")),
+    "codec": AllowedImports(
+        ("redaction", "errors", "error_codes", "certainty", "models"), ("attrs", "cattrs")
+    ),
     "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "proxies": AllowedImports(("config", "redaction", "errors"), ("attrs", "yarl")),
@@ -42,23 +46,25 @@ MAP = {
     ),
     "transport": AllowedImports(
         (
-            *("cancellation", "config", "redaction", "errors", "codec", "models"),
+            *("cancellation", "config", "redaction", "errors", "error_codes", "certainty", "codec", "models"),
             *("deadlines", "exchange", "session"),
         ),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
-    "batch": AllowedImports(("cancellation", "redaction", "errors", "models", "outcomes"), ("attrs",)),
+    "batch": AllowedImports(
+        ("cancellation", "redaction", "errors", "error_codes", "certainty", "models", "outcomes"), ("attrs",)
+    ),
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports(("config", "redaction", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "redaction", "errors", "models", "outcomes", "batch"),
+        ("cancellation", "config", "redaction", "errors", "error_codes", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),
     "gateway": AllowedImports(
         (
-            *("cancellation", "config", "redaction", "errors", "exchange", "codec", "models"),
+            *("cancellation", "config", "redaction", "errors", "error_codes", "exchange", "codec", "models"),
             *("session", "transport", "limits"),
         ),
         ("aiohttp", "attrs", "prometheus_client"),

@@ -15,7 +15,7 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaid_relay_async import codec, models
+from plaid_relay_async import codec, error_codes, models
 from plaid_relay_async.codec import ENDPOINTS, Idempotency, RawResponse, read_response
 from plaid_relay_async.codec.records import _JSON_TYPE_NAMES, _json_type_name, plaid_field_names
 from plaid_relay_async.errors import (
@@ -674,10 +674,10 @@ def test_which_errors_mean_that_a_token_does_not_exist():
     """Plaid's code for an unknown relay token isn't published, so the pattern of similar codes is used."""
     unknown_token = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
     other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
-    assert codec.is_token_not_found_error(unknown_token)
-    assert not codec.is_token_not_found_error(other)
-    assert not codec.is_token_not_found_error(PlaidAPIError("x", status=400))
-    assert codec.is_token_not_found_error(
+    assert error_codes.is_token_not_found(unknown_token)
+    assert not error_codes.is_token_not_found(other)
+    assert not error_codes.is_token_not_found(PlaidAPIError("x", status=400))
+    assert error_codes.is_token_not_found(
         PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND")
     )
 

@@ -18,7 +18,7 @@ from processes import running_process_async
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
-from plaid_relay_async.errors import affects_all_requests, affects_report, error_class_for
+from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
 

@@ -7,7 +7,8 @@ import pickle
 import aiohttp
 import pytest
 
-from plaid_relay_async import errors
+from plaid_relay_async import error_codes, errors
+from plaid_relay_async.error_codes import error_class_for
 from plaid_relay_async.errors import (
     AssetReportError,
     AuthenticationError,
@@ -23,7 +24,6 @@ from plaid_relay_async.errors import (
     ReadTimeoutError,
     ReportNotReadyError,
     RequestValidationError,
-    error_class_for,
 )
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
@@ -64,7 +64,7 @@ def test_the_class_is_chosen_by_code_then_type_then_status(error_type, error_cod
 def test_each_type_of_the_specification_is_in_the_table(openapi):
     """The table contains each error_type of Plaid's specification."""
     types = openapi.document["components"]["schemas"]["PlaidErrorType"]["enum"]
-    assert set(types) <= set(errors._BY_TYPE)
+    assert set(types) <= set(error_codes._BY_TYPE)
 
 
 def test_each_exception_of_aiohttp_has_a_phrase():

@@ -34,10 +34,10 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
+from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.cli import gateway as commands
 from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.codec import RELAY_CREATE, RawResponse, read_response
-from plaid_relay_async.errors import Certainty, certainty_of
 from plaid_relay_async.gateway import Gateway, connections, new_key
 from plaid_relay_async.gateway.audit import AuditRecord
 from plaid_relay_async.gateway.error_responses import ERROR_REASONS, error_response

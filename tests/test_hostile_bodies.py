@@ -21,6 +21,7 @@ from plaid_relay_async import (
     RelayClient,
     ResponseDecodeError,
     codec,
+    error_codes,
     models,
 )
 from plaid_relay_async.redaction import Hidden
@@ -77,7 +78,7 @@ def cost(endpoint: codec.Endpoint, request: object, status: int, body: bytes) ->
         with pytest.raises(PlaidRelayError) as caught:
             codec.read_response(endpoint, codec.RawResponse(status, {}, bytearray(body)), request, SECRET)
         if isinstance(caught.value, InvalidRequestError):
-            codec.is_token_not_found_error(caught.value)
+            error_codes.is_token_not_found(caught.value)
 
     before = time.process_time()
     read()

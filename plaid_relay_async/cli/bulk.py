@@ -21,12 +21,12 @@ from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy
+from plaid_relay_async.error_codes import affects_report
 from plaid_relay_async.errors import (
     BatchStoppedError,
     ConfigurationError,
     JournalError,
     PlaidRelayError,
-    affects_report,
     reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown

@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
-from plaid_relay_async.errors import (
-    Certainty,
-    NotSentError,
-    PlaidRelayError,
-    ReportNotReadyError,
-    certainty_of,
-)
+from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.errors import NotSentError, PlaidRelayError, ReportNotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -28,7 +28,6 @@ from plaid_relay_async.codec.endpoints import (
 from plaid_relay_async.codec.records import encode_request, from_json, structure, to_json, unstructure
 from plaid_relay_async.codec.responses import (
     RawResponse,
-    is_token_not_found_error,
     parse_retry_after,
     read_response,
     request_id_of,
@@ -57,7 +56,6 @@ __all__ = [
     "RawResponse",
     "encode_request",
     "from_json",
-    "is_token_not_found_error",
     "parse_retry_after",
     "read_response",
     "request_id_of",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from attrs import define, evolve, field
 
 from plaid_relay_async import models
+from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec.endpoints import Endpoint, Idempotency
 from plaid_relay_async.codec.records import (
     DECODE_ERRORS,
@@ -20,14 +21,11 @@ from plaid_relay_async.codec.records import (
     describe_decode_error,
     plaid_field_names,
 )
+from plaid_relay_async.error_codes import GATEWAY_ERROR, error_class_for
 from plaid_relay_async.errors import (
-    Certainty,
     OutcomeUnknownError,
-    PlaidAPIError,
     PlaidRelayError,
     ResponseDecodeError,
-    certainty_of,
-    error_class_for,
     escape_surrogates,
 )
 from plaid_relay_async.redaction import Hidden, redact_secrets
@@ -201,7 +199,7 @@ def _error_of_response(
     attributes = _error_attributes(response, secrets)
     cls = error_class_for(attributes.get("error_type"), attributes.get("error_code"), response.status)
     error = cls(_error_text(response, attributes), **attributes)
-    if error.error_type == "GATEWAY_ERROR" and error.suggested_action:
+    if error.error_type == GATEWAY_ERROR and error.suggested_action:
         error.advice = error.suggested_action
     if 300 <= response.status < 400:
         error.advice = (
@@ -253,7 +251,7 @@ def _redact(value: Any, secrets: Iterable[str]) -> Any:
 def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:
     if "error_code" not in attributes:
         return f"the server answered {response.status} without a Plaid error code"
-    server = "the gateway" if attributes.get("error_type") == "GATEWAY_ERROR" else "Plaid"
+    server = "the gateway" if attributes.get("error_type") == GATEWAY_ERROR else "Plaid"
     return f"{server} answered {attributes['error_code']}: {attributes.get('error_message') or 'no message'}"
 
 
@@ -280,17 +278,3 @@ def _parse_http_date(value: str) -> datetime | None:
     except (ValueError, OverflowError):  # a year or an offset that datetime can't represent
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
-_INVALID_TOKEN_CODE = re.compile("INVALID_.*TOKEN")
-
-
-def is_token_not_found_error(error: PlaidAPIError) -> bool:
-    """Return whether an error means that the token doesn't exist.
-
-    Plaid's code for a relay token isn't published; the codes for other tokens are `INVALID_…_TOKEN`. For a
-    removed Item it may also be ITEM_NOT_FOUND (https://plaid.com/docs/errors/item/#item_not_found).
-    """
-    if error.error_code == "ITEM_NOT_FOUND":
-        return True
-    return error.error_type == "INVALID_INPUT" and bool(_INVALID_TOKEN_CODE.fullmatch(error.error_code or ""))

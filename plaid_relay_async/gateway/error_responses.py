@@ -12,7 +12,8 @@ from typing import Final
 from aiohttp import web
 from attrs import frozen
 
-ERROR_TYPE: Final = "GATEWAY_ERROR"
+from plaid_relay_async.error_codes import GATEWAY_ERROR
+
 # Plaid's responses may contain a token, and the gateway's own say what a key allows: no cache may store them.
 NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "plaid-relay"}
 
@@ -222,7 +223,7 @@ def error_response(
 ) -> web.Response:
     """Return the response for a reason, as JSON in the form of Plaid's errors."""
     content = {
-        "error_type": ERROR_TYPE,
+        "error_type": GATEWAY_ERROR,
         "error_code": reason.code,
         "error_message": reason.message,
         "display_message": None,

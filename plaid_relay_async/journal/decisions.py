@@ -11,13 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 from attrs import evolve, field, frozen
 
 from plaid_relay_async import errors
-from plaid_relay_async.errors import (
-    AssetReportError,
-    InvalidRequestError,
-    OutcomeUnknownError,
-    PlaidRelayError,
-    reason_of,
-)
+from plaid_relay_async.error_codes import PERMANENT_ERRORS
+from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError, reason_of
 from plaid_relay_async.journal.schema import CreationState
 
 # States in which no attempt of the row can have created a token.
@@ -26,9 +21,6 @@ STARTABLE: Final = (CreationState.ACCEPTED, CreationState.FAILED, CreationState.
 IN_DOUBT: Final = (CreationState.INTENT, CreationState.UNKNOWN)
 # States in which a recorded token may be valid.
 ISSUED: Final = (CreationState.CREATED, CreationState.REMOVING)
-
-# Plaid would respond with the same error again.
-_PERMANENT_ERRORS: Final = (InvalidRequestError, AssetReportError)
 
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
@@ -104,7 +96,7 @@ class Row:
         """Return the error that the creation ended with, as far as it was recorded."""
         cls: type[PlaidRelayError] = getattr(errors, self.error or "", PlaidRelayError)
         fields = self._error_fields(cls)
-        if issubclass(cls, _PERMANENT_ERRORS):
+        if issubclass(cls, PERMANENT_ERRORS):
             fields["advice"] = (
                 "Once the cause is fixed, create the token again with retry_failed=True (--retry-failed)."
             )
@@ -136,7 +128,7 @@ def error_columns(error: PlaidRelayError) -> dict[str, Any]:
 
 def may_succeed_later(error: PlaidRelayError) -> bool:
     """Return whether the same request may succeed later, so that it is repeated without `retry_failed`."""
-    return not isinstance(error, _PERMANENT_ERRORS)
+    return not isinstance(error, PERMANENT_ERRORS)
 
 
 # ------------------------------------------------------------------------------------------ the decisions

@@ -20,6 +20,7 @@ from attrs import frozen
 from yarl import URL
 
 from plaid_relay_async import codec
+from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
 from plaid_relay_async.config import (
     PLAID_VERSION,
@@ -29,8 +30,8 @@ from plaid_relay_async.config import (
     check_type,
     normalize_host,
 )
+from plaid_relay_async.error_codes import is_token_not_found
 from plaid_relay_async.errors import (
-    Certainty,
     ClientClosedError,
     ConfigurationError,
     NotSentError,
@@ -38,7 +39,6 @@ from plaid_relay_async.errors import (
     PlaidAPIError,
     PlaidRelayError,
     ReadTimeoutError,
-    certainty_of,
     reason_of,
 )
 from plaid_relay_async.redaction import Hidden
@@ -550,7 +550,7 @@ def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bo
     return (
         endpoint.idempotency is Idempotency.IDEMPOTENT
         and isinstance(error, PlaidAPIError)
-        and codec.is_token_not_found_error(error)
+        and is_token_not_found(error)
     )
 
 

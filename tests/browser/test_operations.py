@@ -10,8 +10,10 @@ import pytest_asyncio
 from attrs import NOTHING, fields_dict
 
 from plaid_relay_async import RelayClient, models
+from plaid_relay_async.certainty import certainty_of
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.errors import RequestValidationError, certainty_of, error_class_for
+from plaid_relay_async.error_codes import error_class_for
+from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"

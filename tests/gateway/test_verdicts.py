@@ -37,7 +37,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
-from plaid_relay_async.errors import Certainty, certainty_of
+from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.gateway import Gateway
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.simulator import Simulator

@@ -31,6 +31,7 @@ from plaid_relay_async.errors import (
     ReportNotReadyError,
     RequestValidationError,
     ResponseDecodeError,
+    WaitTooLongError,
 )
 from plaid_relay_async.models import (
     AssetReportCreateResponse,
@@ -138,6 +139,7 @@ __all__ = [
     "Statistics",
     "Timeouts",
     "Unknown",
+    "WaitTooLongError",
     "WebhookVerificationKeyGetResponse",
     "__version__",
     "from_json",

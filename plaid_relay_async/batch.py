@@ -40,6 +40,7 @@ from plaid_relay_async.errors import (
     RateLimitError,
     RequestValidationError,
     ResponseDecodeError,
+    WaitTooLongError,
     is_ordinary_error,
 )
 from plaid_relay_async.models import (
@@ -957,7 +958,7 @@ class Batch(Generic[S]):
             if self._report_errors is not None and affects_report(error):
                 self._report_errors.record_error(outcome.request, error)
             self._shared_error_count += affects_all_requests(error)
-            pause_too_long = isinstance(error, RateLimitError) and error.exceeds_max_pause
+            pause_too_long = isinstance(error, RateLimitError | WaitTooLongError) and error.exceeds_max_pause
             if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:
                 self.stop_sending(error)
 

@@ -16,6 +16,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidServerError,
+    WaitTooLongError,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
         return Certainty.IN_DOUBT
     # `sent` may refer to an earlier attempt of the call, which was a read or wasn't executed. For a
     # ClientClosedError or a ConfigurationError the difference has no effect: neither is retried.
-    if isinstance(error, NotSentError) or not error.sent:
+    if isinstance(error, NotSentError | WaitTooLongError) or not error.sent:
         return Certainty.NOT_SENT
     if not isinstance(error, PlaidAPIError):
         return Certainty.DEFINITIVE

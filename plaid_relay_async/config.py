@@ -178,7 +178,7 @@ class RetryPolicy:
         max_backoff: the longest backoff, in seconds.
         max_pause: the longest pause that a server may request, in seconds. Pauses without an accepted attempt
             in between are added up. A longer pause isn't shortened: the call fails, with `RateLimitError` if
-            the attempt was declined.
+            its attempt was declined, or with `WaitTooLongError` if it isn't sent.
         replay: `"safe"` repeats a non-idempotent call only if no attempt can have been executed. `"always"`
             repeats it after an attempt in doubt, too, and so may create a second token.
 

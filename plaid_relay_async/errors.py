@@ -8,6 +8,7 @@
     ├── ClientClosedError        the client isn't open: open it (also a RuntimeError)
     ├── DuplicateRequestError    a duplicate in the batch or the journal: see `advice`
     ├── NotSentError             the request never left: try again (also a ConnectionError)
+    ├── WaitTooLongError         a rate limit would delay the request for too long: wait, then try again
     ├── ConnectionLostError      an idempotent request got no response: try again (also a ConnectionError)
     │   └── ReadTimeoutError     the same, because of a timeout (also a TimeoutError)
     ├── OutcomeUnknownError      Plaid may have executed the request: find out before you try again
@@ -185,6 +186,23 @@ class NotSentError(PlaidRelayError, ConnectionError):
     advice = "Nothing was executed, so it is safe to try again."
 
 
+class WaitTooLongError(PlaidRelayError):
+    """The request wasn't sent, because a rate limit would delay it for longer than this call may wait.
+
+    The delay is a pause that Plaid requested, or follows from the adaptive rate. The limit is the call's
+    timeout or the retry policy's `max_pause`. If `sent` is True, an earlier attempt was sent, and either the
+    call is a read or Plaid didn't execute that attempt.
+
+    Attributes:
+        retry_after: the seconds to wait before the next call; an earlier call would fail in the same way.
+        exceeds_max_pause: whether the pause is longer than the retry policy's `max_pause`.
+    """
+
+    retry_after: float | None = None
+    exceeds_max_pause: bool = False
+    advice = "Wait retry_after seconds before the next call of this operation."
+
+
 class ConnectionLostError(PlaidRelayError, ConnectionError):
     """The request was sent and no complete response arrived; the operation is idempotent.
 
@@ -328,9 +346,8 @@ class AuthenticationError(PlaidAPIError):
 class RateLimitError(PlaidAPIError):
     """A rate limit was exceeded, or an allocation is used up (`CREDITS_EXHAUSTED`).
 
-    See https://plaid.com/docs/errors/rate-limit-exceeded/. If `status` is `None`, the client raised it
-    instead of sending an attempt: because of the pause that Plaid requested, or the adaptive rate, this call
-    would wait longer than its timeout or `max_pause` allows.
+    See https://plaid.com/docs/errors/rate-limit-exceeded/. Planned maintenance is this error as well if its
+    pause is longer than `max_pause`.
 
     Attributes:
         retry_after: seconds to wait, if they are known; a call before their end would be declined again.

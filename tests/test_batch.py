@@ -32,6 +32,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
     Unknown,
+    WaitTooLongError,
 )
 from plaid_relay_async.batch import CREATE as CREATIONS
 from plaid_relay_async.batch import Batch, _DuplicateFilter
@@ -925,6 +926,8 @@ async def test_a_pause_that_is_too_long_stops_the_batch(plaid, client):
     assert len(list(rows)) == 99
     second = await client.relay.create_many(create_requests(plaid, 100), concurrency=1)
     assert (len(second.failed), second.failed[0].attempts, plaid.counts[CREATE]) == (1, 0, 1)
+    assert isinstance(second.failed[0].error, WaitTooLongError)
+    assert second.stopped_by is second.failed[0].error
 
 
 @pytest.mark.parametrize(
@@ -952,8 +955,8 @@ async def test_an_absurd_retry_after_date_changes_no_outcome(plaid, client, head
 async def test_an_absurd_retry_after_in_seconds_is_capped(plaid, client):
     """A 429 with an absurd delay fails with the largest number of seconds, and so does the next call."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "9" * 400}))
-    for attempts in (1, 0):
-        with pytest.raises(RateLimitError) as caught:
+    for attempts, cls in ((1, RateLimitError), (0, WaitTooLongError)):
+        with pytest.raises(cls) as caught:
             await client.relay.create([plaid.add_report()], "p")
         assert caught.value.attempts == attempts
         assert caught.value.retry_after == pytest.approx(sys.float_info.max)

@@ -17,6 +17,7 @@ from plaid_relay_async import (
     RelayClient,
     RelayCreateRequest,
     RetryPolicy,
+    WaitTooLongError,
 )
 from plaid_relay_async.limits import InProcessLimiter, RateLimit
 from plaid_relay_async.simulator import Fault, Limit, Simulator
@@ -101,7 +102,8 @@ def test_a_pause_beyond_the_deadline_ends_queued_calls():
     results, permits, attempts = creations(faults=[Fault(status=429, times=1, headers={"Retry-After": "3"})])
     errors = [(result, time) for result, time in results if isinstance(result, PlaidRelayError)]
     assert len(errors) == 21
-    assert all(isinstance(error, RateLimitError) and error.retry_after for error, _ in errors)
+    assert [type(error) for error, _ in errors] == [RateLimitError] + [WaitTooLongError] * 20
+    assert all(error.retry_after for error, _ in errors)
     assert [error.sent for error, _ in errors] == [True] + [False] * 20
     assert max(time for _, time in errors) < 2.1
     assert (permits, attempts) == (11, 10)
@@ -145,7 +147,7 @@ def test_a_call_with_little_time_fails_behind_a_paused_batch():
             rows = RelayCreateRequest.fan_out(["report"], ["a", "b", "c"])
             batch = asyncio.ensure_future(awaited(client.relay.create_many(rows)))
             await asyncio.sleep(2.2)  # the third of the batch waits for the limiter
-            with pytest.raises(RateLimitError) as caught:
+            with pytest.raises(WaitTooLongError) as caught:
                 await client.relay.create(["report"], "single", timeout=8)
             results = loop.time()
             result = await batch

@@ -33,6 +33,7 @@ from plaid_relay_async import (
     ResponseDecodeError,
     RetryPolicy,
     Timeouts,
+    WaitTooLongError,
     from_json,
     to_json,
 )
@@ -121,7 +122,7 @@ def test_a_rate_limit_wait_for_retry_after():
                 await client.relay.create(["report"], "p", timeout=10)
             assert (caught.value.status, caught.value.retry_after) == (429, 30)
             await asyncio.sleep(5)
-            with pytest.raises(RateLimitError) as second_error:
+            with pytest.raises(WaitTooLongError, match="Wait retry_after seconds") as second_error:
                 await client.relay.create(["report"], "p", timeout=10)
             assert second_error.value.retry_after == pytest.approx(25, abs=1)
             assert (second_error.value.sent, plaid.counts[CREATE]) == (False, 1)

@@ -14,9 +14,9 @@ from support import OWNER, QUICK
 from plaid_relay_async import (
     ClientClosedError,
     InvalidRequestError,
-    RateLimitError,
     RelayClient,
     RelayCreateRequest,
+    WaitTooLongError,
 )
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport.throttle import AdaptiveRate, Throttle
@@ -378,7 +378,7 @@ async def test_a_call_without_time_for_the_queue_fails_immediately(plaid):
         await client.relay.create([report], "second")
         await client.relay.create([report], "third")
         started = time.monotonic()
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(WaitTooLongError) as caught:
             await client.relay.create([report], "fourth", timeout=2)
     assert time.monotonic() - started < 5
     assert 1 < caught.value.retry_after <= 10
@@ -394,7 +394,7 @@ async def test_a_call_whose_attempts_were_not_sent_reports_that():
         decline(client._transport._admission.throttles[CREATE], now(), 100.0)
 
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(WaitTooLongError) as caught:
             await client.relay.create(["t"], "p", timeout=2)
     assert (caught.value.sent, caught.value.attempts) == (False, 1)
 
@@ -411,7 +411,7 @@ async def test_a_creation_is_not_sent_shortly_before_its_deadline(plaid):
                 0.4,
                 own_delay=0.4,
             )
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(WaitTooLongError) as caught:
             await client.relay.create([report], "p", timeout=0.5)
         assert caught.value.sent is False
         with pytest.raises(InvalidRequestError):
@@ -427,7 +427,7 @@ async def test_a_deadline_ends_the_wait_in_the_queue(plaid):
         throttle = client._transport._admission.throttles[CREATE]
         async with throttle.queue(bulk=False):
             started = time.monotonic()
-            with pytest.raises(RateLimitError, match="longer wait than this call allows"):
+            with pytest.raises(WaitTooLongError, match="longer wait than this call allows"):
                 await client.relay.create([report], "p", timeout=0.1)
     assert time.monotonic() - started > 0.05
     assert plaid.counts[CREATE] == 0

@@ -26,6 +26,7 @@ from plaid_relay_async import (
     ReportNotReadyError,
     RetryPolicy,
     Timeouts,
+    WaitTooLongError,
 )
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -544,7 +545,7 @@ async def test_a_delay_beyond_the_deadline_is_raised_immediately(plaid, client):
     with pytest.raises(RateLimitError) as caught:
         await client.relay.create([report], "p", timeout=5)
     assert (caught.value.retry_after, caught.value.attempts) == (60.0, 1)
-    with pytest.raises(RateLimitError, match=r"longer wait than this call allows.*not sent") as caught:
+    with pytest.raises(WaitTooLongError, match=r"longer wait than this call allows.*not sent") as caught:
         await client.relay.create([report], "p", timeout=5)
     assert 50 < caught.value.retry_after <= 60
     assert time.monotonic() - started < 20
@@ -580,10 +581,11 @@ async def test_a_pause_longer_than_the_policy_allows_is_not_shortened(plaid, cli
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "400"}, times=1))
     unhurried = Timeouts(total=None)
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=unhurried) as patient:
-        for _ in range(2):
-            with pytest.raises(RateLimitError) as caught:
+        for cls in (RateLimitError, WaitTooLongError):
+            with pytest.raises(cls) as caught:
                 await patient.relay.create([plaid.add_report()], "p")
             assert caught.value.retry_after > 390
+            assert caught.value.exceeds_max_pause
     assert plaid.counts[CREATE] == 1
 
 

@@ -55,6 +55,7 @@ async def poll(
     Raises:
         ReportNotReadyError: the report is still being generated, and there is no time for another request.
         RateLimitError: the server requests a longer pause than `max_pause`.
+        WaitTooLongError: the rate limit would delay a request beyond the deadline.
         PlaidRelayError: the report can't be read.
     """
     deadline = clock() + seconds

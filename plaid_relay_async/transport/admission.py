@@ -19,7 +19,7 @@ from attrs import define, field
 
 from plaid_relay_async.codec import Endpoint
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, RateLimitError
+from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, RateLimitError, WaitTooLongError
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.authentication import Authenticator, errors_as_not_sent
 from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
@@ -177,7 +177,7 @@ class Admission:
         The attempt holds a connection slot until `release`.
 
         Raises:
-            RateLimitError: the wait for Plaid's pause or the adaptive rate is longer than the call allows.
+            WaitTooLongError: the wait for Plaid's pause or the adaptive rate is longer than the call allows.
             NotSentError: the limiter or the source of the credentials raised, or the latter took too long.
             ConfigurationError: the source of the credentials didn't return `Credentials`.
             ClientClosedError: the client was closed during a wait.
@@ -269,8 +269,8 @@ class Admission:
 
     def _wait_too_long_error(
         self, call: CallState[Any], wait: float, *, exceeds_max_pause: bool = False
-    ) -> RateLimitError:
-        return RateLimitError(
+    ) -> WaitTooLongError:
+        return WaitTooLongError(
             "Plaid's limit requires a longer wait than this call allows",
             sent=call.sent,
             retry_after=wait,

@@ -10,7 +10,14 @@ from rate_harness import CREATE
 from support import OWNER, max_in_window
 from virtual_clock import run_virtually
 
-from plaid_relay_async import RateLimitError, RelayClient, RelayCreateRequest, RetryPolicy
+from plaid_relay_async import (
+    PlaidRelayError,
+    RateLimitError,
+    RelayClient,
+    RelayCreateRequest,
+    RetryPolicy,
+    WaitTooLongError,
+)
 from plaid_relay_async.limits import InProcessLimiter, RateLimit
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -59,7 +66,7 @@ async def run_scenario(seed: int) -> None:
         await asyncio.sleep(rng.uniform(0, 10))
         try:
             return await client.relay.create(["report"], f"single-{number}", timeout=rng.uniform(2, 20))
-        except RateLimitError as error:
+        except (RateLimitError, WaitTooLongError) as error:
             return error
 
     async with (
@@ -79,7 +86,7 @@ async def run_scenario(seed: int) -> None:
         single_results = await singles
         injector.cancel()
         assert len(result.created) == 60
-        assert len(plaid.ledger) == 60 + sum(not isinstance(item, RateLimitError) for item in single_results)
+        assert len(plaid.ledger) == 60 + sum(not isinstance(item, PlaidRelayError) for item in single_results)
         assert len(arrivals) == plaid.counts[CREATE]
         assert limiter.permits - len(arrivals) in {0, 1}  # one may be reserved for the next attempt
     for since, until in limiter.pauses:

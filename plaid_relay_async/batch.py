@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias
 from attrs import define, evolve, frozen
 
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
-from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call, reclassify
 from plaid_relay_async.error_codes import affects_all_requests, affects_report
 from plaid_relay_async.errors import (
     BatchStoppedError,
@@ -153,10 +153,7 @@ class BatchOperation:
         in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
         if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
             return error
-        attributes = {
-            name: value for name, value in vars(error).items() if hasattr(OutcomeUnknownError, name)
-        }
-        unknown = self._lost_response_error(str(error.args[0]), **attributes)
+        unknown = reclassify(error, OutcomeUnknownError, advice=self.advice)
         unknown.__cause__ = error
         return unknown
 
@@ -173,9 +170,13 @@ def _build_created(*, response: Any, **attributes: Any) -> Created:
 def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
     if response.removed:
         return Removed(response=response, **attributes)
-    details = {"status": 200, "request_id": response.request_id, "attempts": attributes["attempts"]}
-    error = PlaidAPIError("Plaid's response says that the relay token wasn't removed", **details)
-    error.advice = "The partner can still read the report: remove the token again, or ask Plaid's support."
+    error = PlaidAPIError(
+        "Plaid's response says that the relay token wasn't removed",
+        status=200,
+        request_id=response.request_id,
+        attempts=attributes["attempts"],
+        advice="The partner can still read the report: remove the token again, or ask Plaid's support.",
+    )
     return Failed(error=error, **attributes)
 
 
@@ -414,17 +415,9 @@ class _BatchCall(Generic[S]):
         return outcome
 
     def error_outcome(self, error: PlaidRelayError) -> Failed | Unknown:
-        """Return the outcome of a call that ended with an error.
-
-        If an earlier attempt is in doubt, its error takes precedence, because a later attempt that was
-        rejected proves nothing about the earlier one.
-        """
+        """Return the outcome of a call that ended with an error."""
         self.last_error = error
-        in_doubt_error = self._find_in_doubt_error()
-        if in_doubt_error is not None and certainty_of(error) is not Certainty.IN_DOUBT:
-            in_doubt_error.__cause__ = in_doubt_error.__cause__ or error
-            in_doubt_error.attempts = self.attempts
-            error = in_doubt_error
+        error = error_of_call(error, in_doubt=self._find_in_doubt_error(), attempts=self.attempts)
         outcome: Failed | Unknown = self._build_outcome(error)
         return outcome
 
@@ -447,12 +440,10 @@ class _BatchCall(Generic[S]):
 
 def _stopped_report_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:
     """Return the error of a request that isn't sent because others for its report failed with `cause`."""
-    error = copy.copy(cause)
     not_sent = "not sent again" if sent else "not sent"
-    error.args = (f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
-    error.sent, error.attempts = sent, attempts
-    vars(error).pop("request_id", None)  # it identifies another request
-    return error
+    message = f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}"
+    # The request ID identifies another request.
+    return reclassify(cause, type(cause), message=message, sent=sent, attempts=attempts, request_id=None)
 
 
 CallFunction: TypeAlias = "Callable[[Any, _BatchCall[S]], Awaitable[Any]]"

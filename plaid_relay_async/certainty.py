@@ -1,13 +1,14 @@
-"""What the end of an attempt proves about its execution.
+"""What the end of an attempt proves about its execution, and what its call ends with.
 
 Plaid has no idempotency key. So retries, outcomes and the journal depend on one question about each attempt:
-may it have been executed? `certainty_of` answers it.
+may it have been executed? `certainty_of` answers it. If a call had several attempts, `error_of_call` says
+which of their errors counts: an attempt that may have been executed outweighs a later refusal.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaid_relay_async.error_codes import is_declined
 from plaid_relay_async.errors import (
@@ -21,6 +22,8 @@ from plaid_relay_async.errors import (
 
 if TYPE_CHECKING:
     from plaid_relay_async.errors import PlaidRelayError
+
+E = TypeVar("E", bound="PlaidRelayError")
 
 
 class Certainty(enum.StrEnum):
@@ -54,3 +57,35 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing.
     definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
+
+
+def error_of_call(
+    error: PlaidRelayError, *, in_doubt: PlaidRelayError | None = None, attempts: int, sent: bool = False
+) -> PlaidRelayError:
+    """Return the error that a call ends with, and note in it what is known of all attempts.
+
+    An attempt that may have been executed outweighs a later refusal: that a later attempt was rejected,
+    declined or not sent proves nothing about the earlier one.
+
+    Args:
+        error: the error of the last attempt, or of what prevented it.
+        in_doubt: the error of an attempt in doubt, if there was one.
+        attempts: the number of attempts of the call, including those that weren't sent.
+        sent: whether one of them was sent.
+    """
+    decisive = error
+    if in_doubt is not None and certainty_of(error) is not Certainty.IN_DOUBT:
+        decisive = in_doubt
+        decisive.__cause__ = error
+    for each in (error, decisive):
+        each.attempts, each.sent = attempts, sent or each.sent
+    return decisive
+
+
+def reclassify(error: PlaidRelayError, cls: type[E], *, message: str | None = None, **changes: Any) -> E:
+    """Return an error of a class with the text and the attributes of another error, except for changes.
+
+    Attributes that the class doesn't declare are left out.
+    """
+    attributes = {name: value for name, value in vars(error).items() if hasattr(cls, name)}
+    return cls(message or str(error.args[0]), **attributes | changes)

@@ -163,6 +163,7 @@ async def test_a_lost_attempt_outweighs_a_later_rejection(plaid, client):
             [plaid.add_report()], "p", retry=RetryPolicy(backoff=0.001, replay="always")
         )
     assert caught.value.attempts == 2
+    assert isinstance(caught.value.__cause__, InvalidRequestError)
     assert len(plaid.ledger) == 1
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve
 
-from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, ReportNotReadyError
 
 if TYPE_CHECKING:
@@ -65,21 +65,19 @@ async def poll(
             return await send_request(max(deadline - clock(), _MIN_TIMEOUT))
         except PlaidRelayError as error:
             failure = error
-        # The error that is raised in the end counts the attempts of all requests.
-        attempts = failure.attempts = attempts + failure.attempts
-        sent = failure.sent = sent or failure.sent is True
+        attempts += failure.attempts
+        sent |= failure.sent is True
         # A report that isn't ready is the expected response, and no failure.
         failures = 0 if isinstance(failure, ReportNotReadyError) else failures + 1
         delay = getattr(failure, "retry_after", None) or 0.0
         wait = max(next(waits), delay)
         too_long = delay > max_pause or getattr(failure, "exceeds_max_pause", False)
         if too_long or failures >= max_failures or not _can_poll_again(failure) or clock() + wait >= deadline:
-            raise failure
+            raise error_of_call(failure, attempts=attempts, sent=sent)
         try:
             await sleep(wait)
         except PlaidRelayError as error:  # the client was closed
-            error.attempts, error.sent = attempts, sent
-            raise
+            raise error_of_call(error, attempts=attempts, sent=sent) from None
 
 
 def _can_poll_again(error: PlaidRelayError) -> bool:

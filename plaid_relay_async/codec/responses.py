@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from attrs import define, evolve, field
 
 from plaid_relay_async import models
-from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
 from plaid_relay_async.codec.endpoints import Endpoint, Idempotency
 from plaid_relay_async.codec.records import (
     DECODE_ERRORS,
@@ -198,20 +198,20 @@ def _error_of_response(
 ) -> PlaidRelayError:
     attributes = _error_attributes(response, secrets)
     cls = error_class_for(attributes.get("error_type"), attributes.get("error_code"), response.status)
-    error = cls(_error_text(response, attributes), **attributes)
-    if error.error_type == GATEWAY_ERROR and error.suggested_action:
-        error.advice = error.suggested_action
-    if 300 <= response.status < 400:
-        error.advice = (
-            "Redirects aren't followed, as they would send the secret to another host: correct base_url."
-        )
+    error = cls(_error_text(response, attributes), **attributes | _own_advice(response.status, attributes))
     # An error that proves nothing leaves a non-idempotent request in doubt.
     if endpoint.idempotency is Idempotency.NON_IDEMPOTENT and certainty_of(error) is Certainty.IN_DOUBT:
-        unknown_attributes = {
-            name: attributes[name] for name in attributes if hasattr(OutcomeUnknownError, name)
-        }
-        return OutcomeUnknownError(str(error.args[0]), **unknown_attributes)
+        return reclassify(error, OutcomeUnknownError, advice=OutcomeUnknownError.advice)
     return error
+
+
+def _own_advice(status: int, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the advice that replaces that of the error's class, if there is one."""
+    if 300 <= status < 400:
+        advice = "Redirects aren't followed, as they would send the secret to another host: correct base_url."
+        return {"advice": advice}
+    suggestion = attributes.get("suggested_action")
+    return {"advice": suggestion} if suggestion and attributes.get("error_type") == GATEWAY_ERROR else {}
 
 
 def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str, Any]:

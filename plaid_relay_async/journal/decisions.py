@@ -6,7 +6,7 @@ attempt that is in doubt is never repeated without `retry_unknown`, because it m
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
 
@@ -14,6 +14,9 @@ from plaid_relay_async import errors
 from plaid_relay_async.error_codes import PERMANENT_ERRORS
 from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError, reason_of
 from plaid_relay_async.journal.schema import CreationState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # States in which no attempt of the row can have created a token.
 STARTABLE: Final = (CreationState.ACCEPTED, CreationState.FAILED, CreationState.HELD_ELSEWHERE)
@@ -120,6 +123,14 @@ class Row:
         return {name: getattr(self, name) for name in names if hasattr(cls, name)}
 
 
+def first_in_doubt(rows: Iterable[Row | None]) -> Row | None:
+    """Return the first row with an attempt in doubt, if there is one.
+
+    As in `certainty.error_of_call`, such an attempt outweighs what the other rows of the pair record.
+    """
+    return next((row for row in rows if row is not None and row.in_doubt), None)
+
+
 def error_columns(error: PlaidRelayError) -> dict[str, Any]:
     """Return the columns that store an error, from which `Row.recorded_error` restores it."""
     names = ("error_type", "error_code", "status")
@@ -155,12 +166,15 @@ class StartAttempt:
         """
         if self.row is not None:
             return self.row.recorded_columns()
-        in_doubt = [each for each in self.retire if each.in_doubt]
-        own = next((each for each in in_doubt if each.run_id == run_id), None)
+        own = first_in_doubt(each for each in self.retire if each.run_id == run_id)
         if own is not None:  # the new row replaces it, and is in doubt in its place
             return own.recorded_columns() | {"state": CreationState.UNKNOWN}
         # The row in doubt of another run holds the pair again.
-        return {"attempts": 0, "state": CreationState.HELD_ELSEWHERE if in_doubt else CreationState.ACCEPTED}
+        held_elsewhere = first_in_doubt(self.retire) is not None
+        return {
+            "attempts": 0,
+            "state": CreationState.HELD_ELSEWHERE if held_elsewhere else CreationState.ACCEPTED,
+        }
 
 
 @frozen
@@ -237,10 +251,9 @@ def decide(
         return WaitForOther()
     if holding is not None and holding.issued and not _may_issue_second_token(own, holding, policy):
         return _decide_on_token(own, holding, policy)
-    # An attempt in doubt counts in either row, because it may have created a token. Without `retry_unknown`,
-    # the outcome is unknown. With it, a new attempt waits until the request in doubt can't be in flight any
-    # more.
-    row_in_doubt = next((row for row in (holding, own) if row is not None and row.in_doubt), None)
+    # Without `retry_unknown`, the outcome is unknown. With it, a new attempt waits until the request in doubt
+    # can't be in flight any more.
+    row_in_doubt = first_in_doubt((holding, own))
     if row_in_doubt is not None and (maybe_in_flight or not policy.retry_unknown):
         return WaitForOther() if policy.retry_unknown else ServeRecorded(row_in_doubt)
     if (

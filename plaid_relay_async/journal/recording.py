@@ -28,6 +28,7 @@ from plaid_relay_async.journal.decisions import (
     WaitForOther,
     decide,
     error_columns,
+    first_in_doubt,
 )
 from plaid_relay_async.journal.encryption import Digests, Keyring
 from plaid_relay_async.journal.schema import CreationState
@@ -234,7 +235,7 @@ class CallCoordinator:
             # The call doesn't wait for this write, which lists the pair as not attempted until the intent
             # replaces it.
             accept_write = self.writer.submit(accept) if decision.row is None else None
-            earlier_error = next((row.in_doubt_error() for row in decision.retire if row.in_doubt), None)
+            row_in_doubt = first_in_doubt(decision.retire)
             return CreationRecorder(
                 self,
                 pair,
@@ -242,7 +243,7 @@ class CallCoordinator:
                 UndoIntent(decision.values_to_restore(self.policy.run_id) | {"id": values["id"]}),
                 accept,
                 accept_write,
-                earlier_in_doubt_error=earlier_error,
+                earlier_in_doubt_error=None if row_in_doubt is None else row_in_doubt.in_doubt_error(),
                 assumed_new=lookup is EMPTY_LOOKUP,
             )
         if isinstance(decision, RejectDuplicate):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import define, field
 
+from plaid_relay_async.certainty import error_of_call
 from plaid_relay_async.codec import Endpoint
 from plaid_relay_async.config import RetryPolicy
-from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, RateLimitError, WaitTooLongError
+from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, WaitTooLongError
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.authentication import Authenticator, errors_as_not_sent
 from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
@@ -45,7 +46,6 @@ class CallState(Generic[R]):
         attempts: the number of attempts, including those that weren't sent.
         sent: whether one of them was sent; each error of the call reports it.
         ticket: the ticket of the current attempt.
-        exceeds_max_pause: whether the server's pauses exceed the `max_pause` of the retry policy.
         in_doubt_error: the error of an attempt that may have been executed.
         last_result: the response or error of the last attempt, as far as it is known.
         wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
@@ -65,7 +65,6 @@ class CallState(Generic[R]):
     attempts: int = 0
     sent: bool = False
     ticket: float = 0.0
-    exceeds_max_pause: bool = False
     in_doubt_error: PlaidRelayError | None = None
     last_result: Any = None
     wait_scope: asyncio.Timeout | None = None
@@ -105,20 +104,9 @@ class CallState(Generic[R]):
         if self.deadline is not None:
             self.deadline += seconds
 
-    def error_to_raise(self, error: PlaidRelayError) -> PlaidRelayError:
-        """Return the error to raise: an attempt in doubt outweighs the error of a later one."""
-        if self.in_doubt_error is not None:
-            self.in_doubt_error.attempts = self.attempts
-            return self.in_doubt_error
-        if self.sent:
-            # The last attempt may not have been sent, but an earlier one was.
-            error.sent = True
-        if self.exceeds_max_pause:
-            # Planned maintenance becomes a RateLimitError as well: the remedy is to wait in both cases.
-            exceeded = RateLimitError(str(error.args[0]), **vars(error), exceeds_max_pause=True)
-            exceeded.__cause__ = error.__cause__
-            return exceeded
-        return error
+    def error_of_call(self, error: PlaidRelayError) -> PlaidRelayError:
+        """Return the error that the call ends with, from the error of its last attempt."""
+        return error_of_call(error, in_doubt=self.in_doubt_error, attempts=self.attempts, sent=self.sent)
 
 
 @define(eq=False, repr=False)
@@ -229,7 +217,7 @@ class Admission:
                     await self._wait_at_head(queue_wait)
             except TimeoutError:
                 raise self._wait_too_long_error(
-                    call, throttle.expected_wait(call.now(), throttle.calls_ahead)
+                    throttle.expected_wait(call.now(), throttle.calls_ahead)
                 ) from None
             finally:
                 queue_wait.exclude_from_deadline()
@@ -265,14 +253,11 @@ class Admission:
         exceeds_max_pause = throttle.open_until - call.now() > call.policy.max_pause
         # A bulk call has no deadline for this wait, but the policy limits every pause.
         if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
-            raise self._wait_too_long_error(call, wait, exceeds_max_pause=exceeds_max_pause)
+            raise self._wait_too_long_error(wait, exceeds_max_pause=exceeds_max_pause)
 
-    def _wait_too_long_error(
-        self, call: CallState[Any], wait: float, *, exceeds_max_pause: bool = False
-    ) -> WaitTooLongError:
+    def _wait_too_long_error(self, wait: float, *, exceeds_max_pause: bool = False) -> WaitTooLongError:
         return WaitTooLongError(
             "Plaid's limit requires a longer wait than this call allows",
-            sent=call.sent,
             retry_after=wait,
             exceeds_max_pause=exceeds_max_pause,
         )

@@ -1,8 +1,7 @@
-"""Calls and their attempts: admission, the HTTP exchange, and the decision whether to retry.
+"""Calls and their attempts: admission, the HTTP exchange, and the result of the call.
 
-A call is one use of an operation, an attempt is one HTTP request of a call. Unless the retry policy says
-`replay="always"`, a non-idempotent call is retried only if no attempt can have been executed: each was not
-sent or was declined. The library `backoff` runs the retries, and only this module uses it.
+A call is one use of an operation, an attempt is one HTTP request of a call. `retries` decides whether another
+attempt follows.
 """
 
 from __future__ import annotations
@@ -10,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-import backoff
-from attrs import frozen
 from yarl import URL
 
 from plaid_relay_async import codec
@@ -30,25 +26,21 @@ from plaid_relay_async.config import (
     check_type,
     normalize_host,
 )
-from plaid_relay_async.error_codes import is_token_not_found
 from plaid_relay_async.errors import (
-    ClientClosedError,
     ConfigurationError,
     NotSentError,
-    OutcomeUnknownError,
-    PlaidAPIError,
     PlaidRelayError,
     ReadTimeoutError,
-    reason_of,
 )
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire
 from plaid_relay_async.transport.admission import Admission, CallState
 from plaid_relay_async.transport.draining import Draining
+from plaid_relay_async.transport.retries import Retries, RetrySignal, repeat_on_signal
 from plaid_relay_async.transport.statistics import Counters, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import Timeouts
@@ -56,6 +48,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
     from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
+    from plaid_relay_async.transport.retries import OnRetry
 
 R = TypeVar("R")
 
@@ -63,43 +56,6 @@ R = TypeVar("R")
 _LARGE_BODY_BYTES = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 _COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
-
-
-@frozen(kw_only=True)
-class Retry:
-    """A planned retry, as `RelayClient(on_retry=...)` receives it. It contains no secret and no token.
-
-    Attributes:
-        operation: the path of the operation, such as `/credit/relay/create`.
-        attempts: the number of attempts so far.
-        reason: Plaid's `error_code`, or the name of the error's class.
-        status: the HTTP status of the response, if there was one.
-        request_id: Plaid's ID of the request, if the response had one.
-        wait: the seconds until the next attempt at the earliest.
-    """
-
-    operation: str
-    attempts: int
-    reason: str
-    status: int | None
-    request_id: str | None
-    wait: float
-
-
-OnRetry: TypeAlias = Callable[[Retry], object]
-
-
-class _RetrySignal(Exception):  # noqa: N818  # not an error: it carries the wait to backoff
-    def __init__(self, wait: float) -> None:
-        super().__init__(wait)
-        self.wait = wait
-
-
-def _waits_of_signals() -> Generator[float, Any, None]:
-    # backoff primes this generator, then sends each exception to it and waits for the seconds that it yields.
-    signal: _RetrySignal = yield 0.0
-    while True:
-        signal = yield signal.wait
 
 
 class Transport:
@@ -130,13 +86,12 @@ class Transport:
         self._base_url = base_url
         self._timeouts = timeouts
         self._retry = retry
-        self._rate_limiter = rate_limiter
         self.drains: Final = drains
         self._on_late_outcome = on_late_outcome
-        self._on_retry = on_retry
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
         self._admission = Admission(session, authenticator, rate_limiter, self._counters)
+        self._retries = Retries(self._admission, on_retry)
 
     async def call(
         self,
@@ -171,33 +126,33 @@ class Transport:
         started = now()
         deadline = None if total is None else started + total
         reserve = self._response_reserve(endpoint, total)
-        outcome = "cancelled"
         call = CallState(endpoint, request, policy, now, gate, body_writer, deadline, reserve)
+        outcome = "cancelled"
+        result: Any = None
         try:
-            response = await self._run_attempts(call)
+            result = await self._run_attempts(call)
             outcome = "succeeded"
-            if call.deferred_cancellation is None:
-                return response
-            # The task was cancelled while the attempt was in flight: the response becomes a late outcome, and
-            # the cancellation is raised.
-            call.last_result = response
         except PlaidRelayError as error:
-            in_doubt = (
-                certainty_of(error) is Certainty.IN_DOUBT and endpoint.idempotency is not Idempotency.SAFE
-            )
-            outcome = "unknown" if in_doubt else "failed"
-            if call.deferred_cancellation is None:
-                raise
-            call.last_result = error
+            result = call.error_of_call(error)
+            outcome = "failed" if call.in_doubt_error is None else "unknown"
         except asyncio.CancelledError as error:
             call.deferred_cancellation = call.deferred_cancellation or error
+            result = call.last_result
         finally:
             self._counters.outcomes[outcome] += 1
-        return self._raise_deferred_cancellation(call, started)
+        try:
+            if call.deferred_cancellation is not None:
+                self._raise_deferred_cancellation(call, result, started)
+            if isinstance(result, PlaidRelayError):
+                raise result
+            response: R = result
+            return response
+        finally:
+            del result  # the traceback of an error holds this frame, so they would form a reference cycle
 
-    def _raise_deferred_cancellation(self, call: CallState[Any], started: float) -> NoReturn:
+    def _raise_deferred_cancellation(self, call: CallState[Any], result: Any, started: float) -> NoReturn:
         """Report the outcome of a cancelled call as a late outcome, and raise the cancellation."""
-        result, call.last_result = call.last_result, None
+        call.last_result = None
         cancellation, call.deferred_cancellation = call.deferred_cancellation, None
         assert cancellation is not None  # noqa: S101  # the caller checks that
         try:
@@ -280,17 +235,13 @@ class Transport:
     async def _run_attempts(self, call: CallState[R]) -> R:
         try:
             return await self._run_attempt(call)
-        except _RetrySignal as signal:
+        except RetrySignal as signal:
             first_signal = [signal]
-        try:
-            async with self._admission.while_open() as call.wait_scope:
-                return await self._repeat_attempts(call, first_signal)
-        except ClientClosedError as error:
-            error.attempts = call.attempts
-            raise call.error_to_raise(error) from None
+        async with self._admission.while_open() as call.wait_scope:
+            return await self._repeat_attempts(call, first_signal)
 
-    @backoff.on_exception(_waits_of_signals, _RetrySignal, jitter=None, logger=None)
-    async def _repeat_attempts(self, call: CallState[R], first_signal: list[_RetrySignal]) -> R:
+    @repeat_on_signal
+    async def _repeat_attempts(self, call: CallState[R], first_signal: list[RetrySignal]) -> R:
         # Most calls need one attempt, and would take 5 % longer with backoff. So the first one is made before
         # this method. Its signal is raised here once, and backoff applies the wait.
         if first_signal:
@@ -340,11 +291,11 @@ class Transport:
         else:
             self._count_attempt(call, Certainty.DEFINITIVE)
             return response
+        certainty = certainty_of(error_of_attempt)
         # Without an HTTP request the error is that of the admission, the gate or the encoding.
-        if call.attempts == attempts_before:
-            return self._retry_or_raise(call, error_of_attempt, Certainty.NOT_SENT)
-        self._count_attempt(call, certainty_of(error_of_attempt))
-        return self._retry_or_raise(call, error_of_attempt, certainty_of(error_of_attempt))
+        if call.attempts > attempts_before:
+            self._count_attempt(call, certainty)
+        return self._retries.retry_or_raise(call, error_of_attempt, certainty)
 
     def _count_attempt(self, call: CallState[Any], certainty: Certainty) -> None:
         self._counters.attempts[certainty.value] += 1
@@ -416,104 +367,12 @@ class Transport:
             except PlaidRelayError as error:
                 result = error
         if isinstance(result, PlaidRelayError):
-            result.attempts = call.attempts
-            result = call.error_to_raise(result)
+            result = call.error_of_call(result)
         if call.gate is not None:
             call.gate.attempt_interrupted(result)
         # An attempt that was not sent adds nothing to what is known about the call.
         elif not isinstance(result, NotSentError):
             call.last_result, call.sent = result, True
-
-    # -------------------------------------------------------------------------------------- retries
-
-    def _retry_or_raise(self, call: CallState[R], error: PlaidRelayError, certainty: Certainty) -> R:
-        """Raise the error of the call, or a `_RetrySignal` if another attempt follows.
-
-        Return a response in one case only: if a removal may have been executed by an earlier attempt, and the
-        token no longer exists, the removal has succeeded.
-        """
-        error.attempts = call.attempts
-        if certainty is Certainty.IN_DOUBT and call.endpoint.idempotency is not Idempotency.SAFE:
-            # From now on no later error can prove that nothing was executed.
-            call.in_doubt_error = error
-        elif call.in_doubt and _already_removed(call.endpoint, error):
-            removal: R = call.endpoint.response_type.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
-            return removal
-        wait = self._wait_before_retry(call, error, certainty)
-        if wait is None or call.deferred_cancellation is not None or not self._session.is_open:
-            raise call.error_to_raise(error)
-        if call.wait_scope is not None:  # from here to the next attempt, closing the client ends the wait
-            self._admission.wait_scopes.add(call.wait_scope)
-        # If the task is cancelled during the wait, this is the call's outcome.
-        call.last_result = call.error_to_raise(error)
-        if call.gate is not None:
-            call.gate.prepare_retry(error, never_executed=call.in_doubt_error is None)
-        self._report_retry(call, error, wait)
-        if certainty is Certainty.DECLINED:
-            wait = 0.0  # the throttle applies it, to all calls of the operation
-        self._counters.waits["backoff"] += wait
-        raise _RetrySignal(wait)
-
-    def _wait_before_retry(
-        self, call: CallState[Any], error: PlaidRelayError, certainty: Certainty
-    ) -> float | None:
-        """Return the seconds until the next attempt at the earliest, or `None` if the call isn't retried."""
-        if certainty is Certainty.DECLINED:
-            return self._pause_operation(call, error)
-        if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
-            return None
-        wait: float = getattr(error, "retry_after", None) or _backoff_delay(call.policy, call.counted_rounds)
-        return wait if wait <= call.policy.max_pause and call.has_time_for(wait) else None
-
-    def _pause_operation(self, call: CallState[Any], error: PlaidRelayError) -> float | None:
-        """Open the operation's circuit breaker, and report a 429 to the rate limiter.
-
-        Return the seconds until this call may try again, or `None` if it isn't retried.
-        """
-        throttle, rate_limited = self._admission.throttle_of(call), getattr(error, "status", None) == 429
-        retry_after = getattr(error, "retry_after", None)
-        delay = throttle.record_declined(
-            call.now(),
-            call.ticket,
-            retry_after,
-            partial(_backoff_delay, call.policy),
-            rate_limited=rate_limited,
-        )
-        call.exceeds_max_pause = max(delay, throttle.total_pause) > call.policy.max_pause
-        # For a bulk call the pause is queueing, which doesn't count against the deadline, and this round
-        # doesn't count as an attempt.
-        call.uncounted_rounds += call.bulk
-        wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.calls_ahead)
-        fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
-        notified = not rate_limited or self._notify_rate_limiter(call, error, retry_after)
-        return wait if fits and notified and not call.exceeds_max_pause else None
-
-    def _notify_rate_limiter(
-        self, call: CallState[Any], error: PlaidRelayError, retry_after: float | None
-    ) -> bool:
-        """Report a 429 to the rate limiter; return False if its method raised, which ends the call."""
-        try:
-            getattr(self._rate_limiter, "on_rate_limited", _no_rate_limit_hook)(
-                call.endpoint.path, retry_after
-            )
-        except Exception as hook_error:  # noqa: BLE001  # the caller's code: it becomes the cause of Plaid's error
-            error.__cause__ = hook_error
-            return False
-        return True
-
-    def _report_retry(self, call: CallState[Any], error: PlaidRelayError, wait: float) -> None:
-        reason = reason_of(error)
-        self._counters.retries[reason] += 1
-        if self._on_retry is None:
-            return
-        attributes = {name: getattr(error, name, None) for name in ("status", "request_id")}
-        event = Retry(
-            operation=call.endpoint.path, attempts=call.attempts, reason=reason, wait=wait, **attributes
-        )
-        try:
-            self._on_retry(event)
-        except Exception as callback_error:  # the caller's code
-            raise call.error_to_raise(error) from callback_error
 
 
 async def _decode_in_thread(decode: Callable[[], R], deadline: float | None) -> R:
@@ -531,28 +390,3 @@ def _check_callables(on_retry: object, rate_limiter: object) -> None:
         raise ConfigurationError("on_retry must be a plain function, not an async one")
     if rate_limiter is not None and not callable(getattr(rate_limiter, "acquire", None)):
         raise ConfigurationError("rate_limiter must have a method `async acquire(endpoint)`")
-
-
-def _backoff_delay(policy: RetryPolicy, number: int) -> float:
-    # Capped exponential backoff with full jitter, so that clients that failed together don't retry together.
-    return backoff.full_jitter(min(policy.max_backoff, policy.backoff * 2.0 ** (number - 1)))
-
-
-def _is_retryable(error: PlaidRelayError, policy: RetryPolicy) -> bool:
-    # Plaid has no idempotency key, so only the caller may decide to repeat a non-idempotent call
-    # after an attempt in doubt.
-    if isinstance(error, OutcomeUnknownError):
-        return policy.replay == "always"
-    return isinstance(error, NotSentError) or certainty_of(error) is Certainty.IN_DOUBT
-
-
-def _already_removed(endpoint: Endpoint[Any, Any], error: PlaidRelayError) -> bool:
-    return (
-        endpoint.idempotency is Idempotency.IDEMPOTENT
-        and isinstance(error, PlaidAPIError)
-        and is_token_not_found(error)
-    )
-
-
-def _no_rate_limit_hook(_endpoint: str, _retry_after: float | None) -> None:
-    """Do nothing: the default for a rate limiter without `on_rate_limited`."""

@@ -8,27 +8,27 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen, validators
 
 from plaid_relay_async.models.fields import (
+    AreIdentifiers,
+    HasType,
+    IsText,
+    IsWholeNumber,
     are_identifiers,
     as_optional_tuple,
     as_tuple,
     boolean_field,
     check_json_value,
     check_text,
-    has_type,
     invalid,
     is_boolean,
     is_identifier,
-    is_text,
     is_url,
-    is_whole_number,
-    max_items,
     optional_field,
     unknown_fields,
 )
 from plaid_relay_async.models.relay import RemoveResponse
 from plaid_relay_async.redaction import strip_init_traceback
 
-_is_report_days = is_whole_number(0, 731)
+_is_report_days = IsWholeNumber(0, 731)
 
 
 @frozen(kw_only=True)
@@ -105,7 +105,7 @@ class AssetReportCreateOptions:
         products: deprecated by Plaid; see `add_ons`.
     """
 
-    client_report_id: str | None = optional_field(is_text())
+    client_report_id: str | None = optional_field(IsText())
     webhook: str | None = optional_field(is_url)
     add_ons: tuple[str, ...] | None = field(
         default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
@@ -124,10 +124,10 @@ class AssetReportCreateRequest:
     """A request to create a report of 1 to 99 Items, over 0 to 731 days."""
 
     access_tokens: tuple[str, ...] = field(
-        converter=as_tuple, validator=[are_identifiers, max_items(99, "access tokens")], repr=False
+        converter=as_tuple, validator=AreIdentifiers(99, "access tokens"), repr=False
     )
     days_requested: int = field(validator=_is_report_days)
-    options: AssetReportCreateOptions | None = optional_field(has_type(AssetReportCreateOptions))
+    options: AssetReportCreateOptions | None = optional_field(HasType(AssetReportCreateOptions))
 
 
 @strip_init_traceback
@@ -141,7 +141,7 @@ class AssetReportRefreshOptions:
         user: the person whom the report is about.
     """
 
-    client_report_id: str | None = optional_field(is_text())
+    client_report_id: str | None = optional_field(IsText())
     webhook: str | None = optional_field(is_url)
     user: AssetReportUser | None = optional_field(_is_user)
 
@@ -153,7 +153,7 @@ class AssetReportRefreshRequest:
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
     days_requested: int | None = optional_field(_is_report_days)
-    options: AssetReportRefreshOptions | None = optional_field(has_type(AssetReportRefreshOptions))
+    options: AssetReportRefreshOptions | None = optional_field(HasType(AssetReportRefreshOptions))
 
 
 @strip_init_traceback
@@ -184,7 +184,7 @@ class AssetReportGetRequest:
     user_token: str | None = optional_field(is_identifier, repr=False)
     include_insights: bool = boolean_field()
     fast_report: bool = boolean_field()
-    options: DaysToInclude | None = optional_field(has_type(DaysToInclude))
+    options: DaysToInclude | None = optional_field(HasType(DaysToInclude))
 
     def __attrs_post_init__(self) -> None:
         if self.asset_report_token is None and self.user_token is None:
@@ -197,7 +197,7 @@ class AssetReportPdfGetRequest:
     """A request to read a report of your own, as a PDF."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
-    options: DaysToInclude | None = optional_field(has_type(DaysToInclude))
+    options: DaysToInclude | None = optional_field(HasType(DaysToInclude))
 
 
 @strip_init_traceback

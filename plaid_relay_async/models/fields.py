@@ -1,8 +1,11 @@
 """Validators and field declarations of the records.
 
 A validator, such as `is_url`, has the signature of an attrs validator and raises `RequestValidationError`,
-which names the field. `is_text`, `is_whole_number`, `max_items` and `has_type` have arguments and return a
-validator. A declaration, such as `optional_field`, returns an attrs field.
+which names the field. `IsText`, `IsWholeNumber`, `AreIdentifiers` and `HasType` are classes of validators;
+their bounds are attributes. A declaration, such as `optional_field`, returns an attrs field.
+
+The gateway's console checks its inputs by the same rules: it gets the kind of each field, its bounds, and the
+texts and characters below from `gateway/forms`.
 """
 
 from __future__ import annotations
@@ -10,11 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 from unicodedata import category
 from urllib.parse import urlsplit
 
-from attrs import Attribute, field, fields, has, validators
+from attrs import Attribute, field, fields, frozen, has, validators
 
 from plaid_relay_async.errors import RequestValidationError, escape_surrogates
 
@@ -25,13 +28,21 @@ Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
 invalid = RequestValidationError.of
 
+IS_EMPTY: Final = "is empty"
+IS_MISDECODED: Final = (
+    "contains a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
+)
+HAS_WHITESPACE: Final = "contains whitespace or control characters; remove them"
+HAS_DELIMITER: Final = "contains a quote, a comma or a semicolon: pass one identifier, without quotes"
+IS_NO_URL: Final = "must be an http(s) URL"
+
 # Unicode's Quotation_Mark characters, without the apostrophe, which a URL may have (RFC 3986).
 _QUOTES = (
     '"\u00ab\u00bb\u2018-\u201f\u2039\u203a\u2e42\u300c-\u300f\u301d-\u301f'
     "\ufe41-\ufe44\uff02\uff07\uff62\uff63"
 )
-_QUOTE = re.compile(f"[{_QUOTES}]")
-_DELIMITER = re.compile(f"[{_QUOTES}',;]")
+QUOTE: Final = re.compile(f"[{_QUOTES}]")
+DELIMITER: Final = re.compile(f"[{_QUOTES}',;]")
 _ASCII_IDENTIFIER = re.compile(r"[!#-&(-+\--:<-~]+")  # the ASCII characters that an identifier may have
 
 
@@ -49,14 +60,14 @@ def check_identifier(name: str, value: object) -> None:
     if isinstance(value, str) and _ASCII_IDENTIFIER.fullmatch(value):
         return
     _check_no_whitespace(name, value)
-    if _DELIMITER.search(cast("str", value)):
-        raise invalid(name, "contains a quote, a comma or a semicolon: pass one identifier, without quotes")
+    if DELIMITER.search(cast("str", value)):
+        raise invalid(name, HAS_DELIMITER)
 
 
 def _check_no_whitespace(name: str, value: object) -> None:
     check_text(name, value)
     if any(character.isspace() or category(character) in {"Cc", "Cf"} for character in cast("str", value)):
-        raise invalid(name, "contains whitespace or control characters; remove them")
+        raise invalid(name, HAS_WHITESPACE)
 
 
 def check_text(name: str, value: object) -> None:
@@ -64,10 +75,9 @@ def check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise invalid(name, f"must be a string, not {type(value).__name__}")
     if not value:
-        raise invalid(name, "is empty")
+        raise invalid(name, IS_EMPTY)
     if not value.isascii() and escape_surrogates(value) != value:
-        problem = "contains a lone surrogate, perhaps from bytes that were decoded with the wrong encoding"
-        raise invalid(name, problem)
+        raise invalid(name, IS_MISDECODED)
 
 
 def is_identifier(_: object, attribute: Attribute[str], value: object) -> None:
@@ -75,15 +85,22 @@ def is_identifier(_: object, attribute: Attribute[str], value: object) -> None:
     check_identifier(attribute.name, value)
 
 
-def is_text(max_length: int | None = None) -> Validator:
-    """Return a validator for free text of at most `max_length` characters; `None` sets no limit."""
+@frozen
+class IsText:
+    """Checks that the value is free text of at most `max_length` characters; `None` sets no limit."""
 
-    def check(_: object, attribute: Attribute[str], value: object) -> None:
+    max_length: int | None = None
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with a longer text."""
+        return f"has more than {self.max_length} characters"
+
+    def __call__(self, _: object, attribute: Attribute[str], value: object) -> None:
+        """Check the value."""
         check_text(attribute.name, value)
-        if max_length is not None and len(cast("str", value)) > max_length:
-            raise invalid(attribute.name, f"has more than {max_length} characters")
-
-    return check
+        if self.max_length is not None and len(cast("str", value)) > self.max_length:
+            raise invalid(attribute.name, self.problem)
 
 
 def as_tuple(value: Iterable[str]) -> tuple[str, ...]:
@@ -102,23 +119,45 @@ def as_optional_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else as_tuple(value)
 
 
-def are_identifiers(_: object, attribute: Attribute[Any], value: object) -> None:
-    """Check that the value is a tuple of one or more identifiers."""
-    if not isinstance(value, tuple):
-        raise invalid(
-            attribute.name, f"must be a list of strings, not {type(value).__name__}: wrap it in a list"
-        )
-    if not value:
-        raise invalid(attribute.name, "is empty")
-    for index, identifier in enumerate(value):
-        check_identifier(f"{attribute.name}[{index}]", identifier)
+@frozen
+class AreIdentifiers:
+    """Checks that the value is a tuple of one or more identifiers, at most `limit`; `None` sets no limit.
+
+    Attributes:
+        limit: the maximum number of identifiers.
+        noun: names them in the error.
+    """
+
+    limit: int | None = None
+    noun: str = "identifiers"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with a longer tuple, with a place for its length."""
+        return f"has {{count}} {self.noun}: the limit is {self.limit}"
+
+    def __call__(self, _: object, attribute: Attribute[Any], value: object) -> None:
+        """Check the value."""
+        name = attribute.name
+        if not isinstance(value, tuple):
+            raise invalid(name, f"must be a list of strings, not {type(value).__name__}: wrap it in a list")
+        if not value:
+            raise invalid(name, IS_EMPTY)
+        for index, identifier in enumerate(value):
+            check_identifier(f"{name}[{index}]", identifier)
+        if self.limit is not None and len(value) > self.limit:
+            raise invalid(name, self.problem.format(count=len(value)))
 
 
-def one_token_per_report_type(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
-    """Check that there is at most one token of each report type.
+are_identifiers: Final = AreIdentifiers()
+
+
+def are_report_tokens(record: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    """Check that the value is a tuple of one or more tokens, at most one of each report type.
 
     The Asset Report is the only type so far, and its tokens start with `assets-`.
     """
+    are_identifiers(record, attribute, value)
     if len(set(value)) < len(value):
         raise invalid(attribute.name, "contains the same token twice")
     if sum(token.startswith("assets-") for token in value) > 1:
@@ -133,11 +172,11 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
         usable &= "\\" not in str(value)  # some parsers treat it as a slash
         # These show that the value is two URLs, or a URL in quotes.
-        usable &= not (_DELIMITER.search(parts.hostname or "") or _QUOTE.search(str(value)))
+        usable &= not (DELIMITER.search(parts.hostname or "") or QUOTE.search(str(value)))
     except ValueError:  # such as an unclosed bracket, or a port that isn't a number
         usable = False
     if not usable:
-        raise invalid(attribute.name, "must be an http(s) URL")
+        raise invalid(attribute.name, IS_NO_URL)
 
 
 def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:
@@ -146,36 +185,37 @@ def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:
         raise invalid(attribute.name, f"must be True or False, not {type(value).__name__}")
 
 
-def is_whole_number(minimum: int, maximum: int) -> Validator:
-    """Return a validator for an integer from `minimum` to `maximum`, both included."""
+@frozen
+class IsWholeNumber:
+    """Checks that the value is an integer from `minimum` to `maximum`, both included."""
 
-    def check(_: object, attribute: Attribute[Any], value: object) -> None:
+    minimum: int
+    maximum: int
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with any other value."""
+        return f"must be a whole number from {self.minimum} to {self.maximum}"
+
+    def __call__(self, _: object, attribute: Attribute[Any], value: object) -> None:
+        """Check the value."""
         # To Python, True is an integer.
-        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
-            raise invalid(attribute.name, f"must be a whole number from {minimum} to {maximum}")
-
-    return check
-
-
-def max_items(limit: int, noun: str) -> Validator:
-    """Return a validator for a tuple of at most `limit` items; `noun` names them in the error."""
-
-    def check(_: object, attribute: Attribute[Any], value: tuple[object, ...]) -> None:
-        if len(value) > limit:
-            raise invalid(attribute.name, f"has {len(value)} {noun}: the limit is {limit}")
-
-    return check
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or not self.minimum <= cast("int", value) <= self.maximum:
+            raise invalid(attribute.name, self.problem)
 
 
-def has_type(cls: type) -> Validator:
-    """Return a validator for a value of exactly this class, such as a record or a date."""
+@frozen
+class HasType:
+    """Checks that the value is of exactly this class, such as a record or a date."""
 
-    def check(_: object, attribute: Attribute[Any], value: object) -> None:
+    cls: type
+
+    def __call__(self, _: object, attribute: Attribute[Any], value: object) -> None:
+        """Check the value."""
         # A datetime is a date too, but not one that Plaid accepts.
-        if type(value) is not cls:
-            raise invalid(attribute.name, f"must be of type {cls.__name__}, not {type(value).__name__}")
-
-    return check
+        if type(value) is not self.cls:
+            raise invalid(attribute.name, f"must be of type {self.cls.__name__}, not {type(value).__name__}")
 
 
 def check_json_value(name: str, value: object) -> None:

@@ -8,15 +8,15 @@ from typing import Any, Self
 from attrs import field, frozen, validators
 
 from plaid_relay_async.models.fields import (
+    HasType,
+    IsText,
+    IsWholeNumber,
     are_identifiers,
     as_optional_tuple,
     as_tuple,
-    has_type,
     invalid,
     is_identifier,
-    is_text,
     is_url,
-    is_whole_number,
     nullable_field,
     optional_field,
     unknown_fields,
@@ -57,7 +57,7 @@ class ItemRemoveRequest:
 
     access_token: str = field(validator=is_identifier, repr=False)
     reason_code: str | None = optional_field(is_identifier)
-    reason_note: str | None = optional_field(is_text(max_length=512))
+    reason_note: str | None = optional_field(IsText(max_length=512))
 
 
 @frozen
@@ -95,9 +95,9 @@ def check_date_order(start_date: date, end_date: date) -> None:
 class SandboxTransactions:
     """The period of a test Item's transactions: two dates, of which either is optional, or 1 to 730 days."""
 
-    start_date: date | None = optional_field(has_type(date))
-    end_date: date | None = optional_field(has_type(date))
-    days_requested: int | None = optional_field(is_whole_number(1, 730))
+    start_date: date | None = optional_field(HasType(date))
+    end_date: date | None = optional_field(HasType(date))
+    days_requested: int | None = optional_field(IsWholeNumber(1, 730))
 
     def __attrs_post_init__(self) -> None:
         if self.start_date is not None and self.end_date is not None:
@@ -109,8 +109,8 @@ class SandboxTransactions:
 class SandboxStatements:
     """The first and the last day for which a test Item has statements."""
 
-    start_date: date = field(validator=has_type(date))
-    end_date: date = field(validator=has_type(date))
+    start_date: date = field(validator=HasType(date))
+    end_date: date = field(validator=HasType(date))
 
     def __attrs_post_init__(self) -> None:
         check_date_order(self.start_date, self.end_date)
@@ -121,7 +121,7 @@ class SandboxStatements:
 class SandboxBankIncome:
     """The bank income of a test Item; `days_requested` is from 1 to 731."""
 
-    days_requested: int | None = optional_field(is_whole_number(1, 731))
+    days_requested: int | None = optional_field(IsWholeNumber(1, 731))
 
 
 @strip_init_traceback
@@ -132,7 +132,7 @@ class SandboxIncomeVerification:
     income_source_types: tuple[str, ...] | None = field(
         default=None, converter=as_optional_tuple, validator=validators.optional(are_identifiers)
     )
-    bank_income: SandboxBankIncome | None = optional_field(has_type(SandboxBankIncome))
+    bank_income: SandboxBankIncome | None = optional_field(HasType(SandboxBankIncome))
 
 
 @strip_init_traceback
@@ -150,13 +150,11 @@ class SandboxPublicTokenCreateOptions:
     """
 
     webhook: str | None = optional_field(is_url)
-    override_username: str | None = optional_field(is_text())
-    override_password: str | None = optional_field(is_text(), repr=False)
-    transactions: SandboxTransactions | None = optional_field(has_type(SandboxTransactions))
-    statements: SandboxStatements | None = optional_field(has_type(SandboxStatements))
-    income_verification: SandboxIncomeVerification | None = optional_field(
-        has_type(SandboxIncomeVerification)
-    )
+    override_username: str | None = optional_field(IsText())
+    override_password: str | None = optional_field(IsText(), repr=False)
+    transactions: SandboxTransactions | None = optional_field(HasType(SandboxTransactions))
+    statements: SandboxStatements | None = optional_field(HasType(SandboxStatements))
+    income_verification: SandboxIncomeVerification | None = optional_field(HasType(SandboxIncomeVerification))
 
 
 @strip_init_traceback
@@ -166,9 +164,7 @@ class SandboxPublicTokenCreateRequest:
 
     institution_id: str = field(validator=is_identifier)
     initial_products: tuple[str, ...] = field(converter=as_tuple, validator=are_identifiers)
-    options: SandboxPublicTokenCreateOptions | None = optional_field(
-        has_type(SandboxPublicTokenCreateOptions)
-    )
+    options: SandboxPublicTokenCreateOptions | None = optional_field(HasType(SandboxPublicTokenCreateOptions))
     user_token: str | None = optional_field(is_identifier, repr=False)
     user_id: str | None = optional_field(is_identifier)
 

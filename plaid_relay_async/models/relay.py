@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 from attrs import field, fields, frozen, validators
 
 from plaid_relay_async.models.fields import (
-    are_identifiers,
+    are_report_tokens,
     as_tuple,
     boolean_field,
     check_identifier,
     invalid,
     is_identifier,
     is_url,
-    one_token_per_report_type,
     optional_field,
     report_type_field,
     unknown_fields,
@@ -43,9 +42,7 @@ class RelayCreateRequest:
         RequestValidationError: a field is invalid. The error names it, and nothing was sent.
     """
 
-    report_tokens: tuple[str, ...] = field(
-        converter=as_tuple, validator=[are_identifiers, one_token_per_report_type], repr=False
-    )
+    report_tokens: tuple[str, ...] = field(converter=as_tuple, validator=are_report_tokens, repr=False)
     secondary_client_id: str = field(validator=is_identifier)
     webhook: str | None = field(default=None, validator=validators.optional(is_url))
 

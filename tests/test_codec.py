@@ -527,6 +527,16 @@ def test_other_creations_are_not_recovered():
         read_response(codec.ASSET_REPORT_CREATE, raw_response({"asset_report_token": "x"}), request, SECRET)
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_the_table_names_the_token_that_an_operation_issues(endpoint):
+    """It is the token that the response's record hides; only a non-idempotent operation issues one."""
+    response_fields = fields_dict(endpoint.response_type).items()
+    hidden = [name for name, field in response_fields if name.endswith("_token") and not field.repr]
+    assert hidden == ([] if endpoint.issues is None else [endpoint.issues])
+    assert endpoint.issues is None or endpoint.idempotency is Idempotency.NON_IDEMPOTENT
+    assert bool(endpoint.headers) == (endpoint.idempotency is Idempotency.NON_IDEMPOTENT)
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 

@@ -1,13 +1,13 @@
-"""The endpoint table: every operation, with its records and its idempotency.
+"""The endpoint table: every operation, with its records and what a call of it means.
 
 All of Plaid's operations are POST requests, so the HTTP method doesn't show which of them may be repeated:
-this table does.
+this table does. Transport, codec, gateway and the gateway's console read it, and repeat none of its columns.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import field, frozen
@@ -26,6 +26,11 @@ class Idempotency(enum.Enum):
     NON_IDEMPOTENT = "a second attempt would create a second object, so it must not be repeated"
 
 
+# Half of a compressed response can't be read, and the token in it would be lost. Responses with a token are
+# short, so compression would save nothing.
+_UNCOMPRESSED: Final = {"Accept-Encoding": "identity"}
+
+
 @frozen
 class Endpoint(Generic[Q, R]):
     """One operation.
@@ -35,6 +40,7 @@ class Endpoint(Generic[Q, R]):
         load_request_type: returns the class of its requests.
         load_response_type: returns the class of its responses.
         idempotency: what a second attempt does.
+        issues: the field of its response that contains a new token; `None` if it issues none.
         slow: whether `Timeouts.slow_read` applies to it.
         returns_report: whether its response is a report, which may be as long as the client's
             `max_response_bytes`; any other response is short.
@@ -45,6 +51,7 @@ class Endpoint(Generic[Q, R]):
     load_request_type: Callable[[], type[Q]] = field(repr=False)
     load_response_type: Callable[[], type[R]] = field(repr=False)
     idempotency: Idempotency
+    issues: str | None = None
     slow: bool = False
     returns_report: bool = False
 
@@ -58,12 +65,18 @@ class Endpoint(Generic[Q, R]):
         """The class of its responses."""
         return self.load_response_type()
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that its requests need, besides those that all requests have."""
+        return _UNCOMPRESSED if self.idempotency is Idempotency.NON_IDEMPOTENT else {}
+
 
 RELAY_CREATE: Final = Endpoint(
     "/credit/relay/create",
     lambda: models.RelayCreateRequest,
     lambda: models.RelayCreateResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="relay_token",
     slow=True,
 )
 RELAY_GET: Final = Endpoint(
@@ -87,6 +100,7 @@ RELAY_REFRESH: Final = Endpoint(
     lambda: models.RelayRefreshRequest,
     lambda: models.RelayRefreshResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="relay_token",
     slow=True,
 )
 RELAY_REMOVE: Final = Endpoint(
@@ -100,6 +114,7 @@ ASSET_REPORT_CREATE: Final = Endpoint(
     lambda: models.AssetReportCreateRequest,
     lambda: models.AssetReportCreateResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="asset_report_token",
     slow=True,
 )
 ASSET_REPORT_GET: Final = Endpoint(
@@ -123,6 +138,7 @@ ASSET_REPORT_REFRESH: Final = Endpoint(
     lambda: models.AssetReportRefreshRequest,
     lambda: models.AssetReportRefreshResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="asset_report_token",
     slow=True,
 )
 ASSET_REPORT_FILTER: Final = Endpoint(
@@ -130,6 +146,7 @@ ASSET_REPORT_FILTER: Final = Endpoint(
     lambda: models.AssetReportFilterRequest,
     lambda: models.AssetReportFilterResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="asset_report_token",
     slow=True,
 )
 ASSET_REPORT_REMOVE: Final = Endpoint(
@@ -144,6 +161,7 @@ ITEM_PUBLIC_TOKEN_EXCHANGE: Final = Endpoint(
     lambda: models.ItemPublicTokenExchangeRequest,
     lambda: models.ItemPublicTokenExchangeResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="access_token",
 )
 ITEM_REMOVE: Final = Endpoint(
     "/item/remove",
@@ -156,6 +174,7 @@ SANDBOX_PUBLIC_TOKEN_CREATE: Final = Endpoint(
     lambda: models.SandboxPublicTokenCreateRequest,
     lambda: models.SandboxPublicTokenCreateResponse,
     Idempotency.NON_IDEMPOTENT,
+    issues="public_token",
 )
 SANDBOX_ITEM_FIRE_WEBHOOK: Final = Endpoint(
     "/sandbox/item/fire_webhook",

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from attrs import define, evolve, field
+from attrs import NOTHING, define, evolve, field, fields
 
 from plaid_relay_async import models
 from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
@@ -19,7 +19,6 @@ from plaid_relay_async.codec.records import (
     DECODE_ERRORS,
     decode_record,
     describe_decode_error,
-    plaid_field_names,
 )
 from plaid_relay_async.error_codes import GATEWAY_ERROR, error_class_for
 from plaid_relay_async.errors import (
@@ -107,7 +106,7 @@ def _read_non_idempotent(endpoint: Endpoint[Any, R], response: RawResponse) -> R
             if response.body_error
             else f"can't be read: {error.args[0]}"
         )
-    recovered = _recover_token(endpoint.response_type, response.body)
+    recovered = _recover_token(endpoint, response.body)
     if recovered is not None:
         return recovered
     raise OutcomeUnknownError(
@@ -118,12 +117,15 @@ def _read_non_idempotent(endpoint: Endpoint[Any, R], response: RawResponse) -> R
     )
 
 
-def _recover_token(record_type: type[R], body: bytes | bytearray) -> R | None:
+def _recover_token(endpoint: Endpoint[Any, R], body: bytes | bytearray) -> R | None:
     # If a token can be read, Plaid has issued it, whatever else is wrong with the response.
-    if "relay_token" not in plaid_field_names(record_type):
+    record_type: Any = endpoint.response_type
+    required = [attribute.name for attribute in fields(record_type) if attribute.default is NOTHING]
+    # Of the other records, some need more than the token, and some have none.
+    if required != [endpoint.issues]:
         return None
-    token = _find_string("relay_token", body)
-    return record_type(relay_token=token, request_id=_find_string("request_id", body)) if token else None  # type: ignore[call-arg]  # the two records that have a relay_token
+    token = _find_string(required[0], body)
+    return record_type(token, request_id=_find_string("request_id", body)) if token else None
 
 
 def request_id_of(response: RawResponse) -> str | None:

@@ -23,7 +23,7 @@ from plaid_relay_async.gateway.connections import abort_if_disconnected
 from plaid_relay_async.gateway.error_responses import NO_STORE, GatewayError
 from plaid_relay_async.redaction import Hidden, Mask
 from plaid_relay_async.transport import MAX_RESPONSE_BYTES
-from plaid_relay_async.transport.wire import IDENTITY_ENCODING, Attempt, send_attempt
+from plaid_relay_async.transport.wire import Attempt, send_attempt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -264,12 +264,10 @@ class Upstream:
             raise GatewayError(error_responses.CALLER_GONE)
         downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
         forwarded = _forwarded_headers(request.headers, _REQUEST_HEADERS)
-        # A token in a truncated response can be recovered only if the response is not compressed.
-        encoding = IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
         attempt = Attempt(
             prepared_request=self._session.get_exchange().prepare(
                 self._base_url + endpoint.path,
-                _REQUEST_HEADERS | forwarded | encoding | authentication.headers,
+                {**_REQUEST_HEADERS, **forwarded, **endpoint.headers, **authentication.headers},
             ),
             body=body,
             # As for a safe operation, a lost response raises ConnectionLostError: the gateway never repeats a

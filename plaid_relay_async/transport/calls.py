@@ -343,10 +343,9 @@ class Transport:
     ) -> Any:
         # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
-            encoding = wire.IDENTITY_ENCODING if endpoint.idempotency is Idempotency.NON_IDEMPOTENT else {}
-            headers = _COMMON_HEADERS | authentication.headers | encoding
             authentication.prepared_requests[endpoint.path] = exchange.prepare(
-                self._base_url + endpoint.path, headers
+                self._base_url + endpoint.path,
+                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
             )
         return authentication.prepared_requests[endpoint.path]
 

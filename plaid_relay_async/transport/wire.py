@@ -26,9 +26,6 @@ from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport.causes import failure_cause
 from plaid_relay_async.transport.protocols import BodyWriter
 
-# If a compressed response breaks off, the part that arrived can't be read, and a token in it would be lost.
-# Responses with a token are short, so compression would save nothing.
-IDENTITY_ENCODING: Final = {"Accept-Encoding": "identity"}
 # The maximum size of a response that isn't a report; such a response has a few hundred bytes.
 MAX_SHORT_RESPONSE_BYTES: Final = 1024 * 1024
 

@@ -15,6 +15,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from plaid_relay_async.gateway.error_responses import NO_STORE
+from plaid_relay_async.gateway.forms import console_data
 from plaid_relay_async.redaction import Hidden
 
 _PAGE_HEADERS: Final = {
@@ -46,24 +47,25 @@ class Page:
 
 
 def load_pages() -> dict[str, Page]:
-    """Read the console's files from the package, and return them by their paths."""
+    """Return the console's pages by their paths: its files in the package, and its data."""
     resources = {file.name: file for file in (files("plaid_relay_async.gateway") / "console").iterdir()}
     types = {
         name: _CONTENT_TYPES[suffix]
         for name in resources
         if (suffix := name.rpartition(".")[2]) in _CONTENT_TYPES
     }
-    return {
+    pages = {
         "/" if name == "index.html" else f"/console/{name}": Page(
             resources[name].read_bytes(), {**_PAGE_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"}
         )
         for name, content_type in types.items()
     }
+    return {**pages, "/console/operations.json": json_page(console_data())}
 
 
-def settings_page(body: bytes) -> Page:
-    """Return the page with the settings of this gateway, as JSON."""
-    return Page(body, {**_PAGE_HEADERS, "Content-Type": "application/json"})
+def json_page(content: object) -> Page:
+    """Return a page with JSON."""
+    return Page(json.dumps(content).encode(), {**_PAGE_HEADERS, "Content-Type": "application/json"})
 
 
 @define(eq=False, repr=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from typing import TYPE_CHECKING, Any, Self
 
@@ -188,7 +187,7 @@ class Gateway:
                 await self._serve_metrics(resources, self._metrics_port)
             if self._console:
                 self._pages = await asyncio.to_thread(pages.load_pages)
-                self._pages["/console/settings.json"] = pages.settings_page(self._settings_json())
+                self._pages["/console/settings.json"] = pages.json_page(self._settings())
             # The port for callers is opened last, when everything is ready for calls, but it is the first in
             # the list.
             self._ports.insert(
@@ -275,10 +274,10 @@ class Gateway:
             raise RuntimeError("this gateway isn't started: use `async with`, or await its start()")
         return self._ports[index]
 
-    def _settings_json(self) -> bytes:
+    def _settings(self) -> dict[str, Any]:
         environment = Environment.from_url(self._upstream_url)
         served = [path for path in ALL_OPERATIONS if path in self._operations]
-        return json.dumps({"environment": environment, "operations": served, "version": __version__}).encode()
+        return {"environment": environment, "operations": served, "version": __version__}
 
     # ------------------------------------------------------------------------------------ one request
 

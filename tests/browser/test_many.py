@@ -161,7 +161,7 @@ LISTS = [
     (
         "secondary_client_id\na\nb c\n\u200bd\n",
         1,
-        ["Line 3: secondary_client_id contains a space", "Line 4: secondary_client_id contains"],
+        ["Line 3: secondary_client_id contains whitespace", "Line 4: secondary_client_id contains"],
     ),
     (
         "secondary_client_id,webhook\na,ftp://x\n,https://x.example\n",

@@ -366,7 +366,7 @@ async def test_the_package_contains_the_page(console):
     paths = await page.evaluate(
         "performance.getEntriesByType('resource').map((each) => new URL(each.name).pathname)"
     )
-    assert {"/console/console.css", "/console/app.js", "/console/operations.js"} <= set(paths)
+    assert {"/console/console.css", "/console/app.js", "/console/operations.json"} <= set(paths)
     types = {"js": "text/javascript", "css": "text/css", "json": "application/json"}
     for path in paths:
         response = await page.request.get(console.gateway.url + path)

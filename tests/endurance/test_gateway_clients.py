@@ -34,7 +34,7 @@ import asyncio, contextlib, logging, random, socket, ssl, struct, sys
 
 host, port, first, count, secure = sys.argv[1], *map(int, sys.argv[2:6])
 key = sys.stdin.readline().strip()
-PAGE = f"GET /console/operations.js HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n".encode()
+PAGE = f"GET /console/many-view.js HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n".encode()
 body = b'{"relay_token": "nothing"}'
 CALL = (
     f"POST /credit/relay/get HTTP/1.1\\r\\nHost: {host}\\r\\nAuthorization: Bearer {key}\\r\\n"

@@ -262,7 +262,7 @@ async def test_callers_in_the_middle_of_a_body_do_not_block_others():
         setup.assert_upstream_requests(count=1)
 
 
-PAGE = build_request("/console/operations.js", b"", method="GET", content_type=None, close=False)
+PAGE = build_request("/console/many-view.js", b"", method="GET", content_type=None, close=False)
 
 
 def count_sockets(gateway) -> int:

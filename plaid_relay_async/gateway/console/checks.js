@@ -1,9 +1,10 @@
-// The rules of the package's request records (plaid_relay_async/models/fields.py): what is valid here is valid there.
-// Each check returns the problem as words that follow the name of the field, or null.
+// Checks inputs as the package's request records do (plaid_relay_async/models/fields.py): what is valid here is valid
+// there. Bounds, and the texts of the problems, are the package's. Each check returns the problem as words that follow
+// the name of the field, or null.
 
-const INVISIBLE = /[\p{Z}\p{Cc}\p{Cf}\p{Cs}]/u;
-const QUOTE = /(?!')\p{Quotation_Mark}/u;
-const DELIMITER = /[\p{Quotation_Mark},;]/u;
+import { DELIMITER, PROBLEMS, QUOTE } from "./operations.js";
+
+const INVISIBLE = /[\p{Z}\p{Cc}\p{Cf}]/u;
 const SECRET =
   /(?<=^|[\s=,;"'])(plaid-gateway|(assets|credit-relay|access|public)-(sandbox|production|development))-/im;
 
@@ -11,29 +12,28 @@ const SECRET =
 export const looksSecret = (value) => SECRET.test(value);
 
 function problemWithText(value) {
-  if (!value) return "is empty";
-  return INVISIBLE.test(value) ? "contains a space or an invisible character" : null;
+  if (!value) return PROBLEMS.empty;
+  return value.isWellFormed() ? null : PROBLEMS.misdecoded;
 }
 
-export function problemWithIdentifier(value) {
-  return (
-    problemWithText(value) ?? (DELIMITER.test(value) ? "contains a quote, a comma or a semicolon" : null)
-  );
-}
+const problemWithWhitespace = (value) =>
+  problemWithText(value) ?? (INVISIBLE.test(value) ? PROBLEMS.whitespace : null);
+
+export const problemWithIdentifier = (value) =>
+  problemWithWhitespace(value) ?? (DELIMITER.test(value) ? PROBLEMS.delimiter : null);
 
 export function problemWithUrl(value) {
-  const problem = problemWithText(value);
+  const problem = problemWithWhitespace(value);
   if (problem) return problem;
   const isUrl = /^https?:\/\/[^/?#\\]/i.test(value) && !QUOTE.test(value) && URL.canParse(value);
   const { hostname, port } = new URL(isUrl ? value : "null:");
   // URL omits the scheme's default port, so a port of "0" was written in the address.
-  return hostname && !DELIMITER.test(hostname) && port !== "0" ? null : "must be an http(s) URL";
+  return hostname && !DELIMITER.test(hostname) && port !== "0" ? null : PROBLEMS.url;
 }
 
-function problemWithDays(value, input) {
+function problemWithNumber(value, input) {
   const isWhole = /^-?\d+$/.test(value.trim());
-  const isInRange = isWhole && Number(value) >= input.min && Number(value) <= input.max;
-  return isInRange ? null : `must be a whole number from ${input.min} to ${input.max}`;
+  return isWhole && Number(value) >= input.min && Number(value) <= input.max ? null : input.problem;
 }
 
 /** Return the lines of a list without blank ones. */
@@ -45,7 +45,7 @@ export const linesOf = (value) =>
 
 function problemWithIdentifiers(value, input) {
   const lines = linesOf(value);
-  if (lines.length > (input.max ?? Infinity)) return `has ${lines.length} lines; the limit is ${input.max}`;
+  if (lines.length > (input.max ?? Infinity)) return input.problem.replace("{count}", lines.length);
   const index = lines.map(problemWithIdentifier).findIndex(Boolean);
   return index < 0 ? null : `line ${index + 1} ${problemWithIdentifier(lines[index])}`;
 }
@@ -54,12 +54,12 @@ const CHECKS = {
   token: problemWithIdentifier,
   identifier: problemWithIdentifier,
   url: problemWithUrl,
-  days: problemWithDays,
+  number: problemWithNumber,
   identifiers: problemWithIdentifiers,
   tokens: problemWithIdentifiers,
   // Python counts characters. `length` counts UTF-16 code units, of which some characters have two.
   text: (value, input) =>
-    [...value].length > (input.max ?? Infinity) ? `has more than ${input.max} characters` : null,
+    problemWithText(value) ?? ([...value].length > (input.max ?? Infinity) ? input.problem : null),
   choice: (value, input) => (input.choices.includes(value) ? null : "is not one of the choices"),
   flag: () => null,
 };
@@ -67,7 +67,7 @@ const CHECKS = {
 /** Return the problem with the value of an input, or null. */
 export function problemWith(input, value) {
   if (input.kind === "flag") return null;
-  if (!value.trim()) return input.required || value ? "is empty" : null;
+  if (!value.trim()) return input.required || value ? PROBLEMS.empty : null;
   const problem = CHECKS[input.kind](value, input);
   if (problem) return problem;
   return !input.env && looksSecret(value)

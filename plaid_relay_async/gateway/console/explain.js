@@ -161,7 +161,7 @@ export function certaintyOf(operation, response) {
 
 // An operation that issues a token has succeeded if the token can be read, whatever else is wrong with the response.
 function hasResult(operation, response) {
-  if (operation.pdf) return response.complete && isPdf(response);
+  if (operation.returns === "pdf") return response.complete && isPdf(response);
   if (operation.issues) return Boolean(tokensIn(response)[operation.issues]);
   return response.complete && response.json !== null;
 }
@@ -212,7 +212,7 @@ const TRUNCATED =
   "The response was truncated after the token. The token is valid; the rest of the response is lost.";
 
 function describeSuccess(operation, response) {
-  const texts = response.json || operation.pdf ? [] : [TRUNCATED];
+  const texts = response.json || operation.returns === "pdf" ? [] : [TRUNCATED];
   if (operation.issues) texts.push("Its token is under Received tokens, below.");
   return { title: operation.creates === "webhook" ? "Sent" : SUCCESS_TITLES[operation.idempotency], texts };
 }

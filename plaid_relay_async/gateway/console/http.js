@@ -1,6 +1,8 @@
 // Sends one request and reads its response.
 
-const TOKEN_FIELDS = ["relay_token", "asset_report_token", "access_token", "public_token"];
+import { NEXT } from "./operations.js";
+
+export const TOKEN_FIELDS = Object.keys(NEXT);
 const TOKEN = new RegExp(`"(${TOKEN_FIELDS.join("|")})"\\s*:\\s*"([^"\\\\]+)"`, "g");
 
 /**

@@ -5,7 +5,7 @@ import { checkKey } from "./connection.js";
 import { announce, byId, confirm, copy, download, h, secretField, showProblem } from "./dom.js";
 import { createdThing, explain } from "./explain.js";
 import { isPdf, parseRetryAfter, requestIdOf, send, tokensIn } from "./http.js";
-import { TOKENS, operationOf } from "./operations.js";
+import { NEXT, operationOf } from "./operations.js";
 import { formatSeconds, formatSize, highlight, indentJson, maskTokens } from "./render.js";
 import { LANGUAGES, snippet, variablesOf } from "./snippets.js";
 import {
@@ -45,8 +45,8 @@ export function show(path) {
   );
   entries = operation.inputs.map(createEntry);
   byId("inputs").replaceChildren(...entries.map(({ container }) => container));
-  byId("not-offered").hidden = !operation.notOffered.length;
-  byId("not-offered").textContent = `Fields without an input on this page: ${operation.notOffered.join(", ")}.`;
+  byId("not-offered").hidden = !operation.not_offered.length;
+  byId("not-offered").textContent = `Fields without an input on this page: ${operation.not_offered.join(", ")}.`;
   byId("response").hidden = true;
   showCode();
 }
@@ -61,7 +61,7 @@ const KINDS = {
   text: "string",
   url: "URL",
   flag: "boolean",
-  days: "whole number",
+  number: "whole number",
   choice: "one of a list",
 };
 
@@ -107,7 +107,7 @@ function createControl(input, attributes) {
     field = h("input", {
       ...plain,
       type: input.kind === "url" ? "url" : "text",
-      inputmode: input.kind === "days" ? "numeric" : null,
+      inputmode: input.kind === "number" ? "numeric" : null,
     });
   if (input.kind !== "flag") field.value = text;
   return { field, container: field };
@@ -363,8 +363,7 @@ function showTokens() {
 }
 
 function createTokenItem(token) {
-  const { env, next } = TOKENS[token.name];
-  const served = next.map(operationOf).filter((nextOperation) => state.served.includes(nextOperation));
+  const served = NEXT[token.name].map(operationOf).filter((nextOperation) => state.served.includes(nextOperation));
   const copyButton = h(
     "button",
     { type: "button", "aria-label": `Copy ${token.name} ${token.purpose}` },
@@ -379,7 +378,7 @@ function createTokenItem(token) {
       {
         type: "button",
         onclick: () => {
-          state.secrets[env] = token.value;
+          state.secrets[nextOperation.inputs[0].env] = token.value;
           showOperation(nextOperation.path);
           byId("title").scrollIntoView({ block: "nearest" });
           byId("send").focus();

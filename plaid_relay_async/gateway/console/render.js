@@ -1,6 +1,7 @@
 // Formats text for display: highlighted code, indented JSON, sizes and durations.
 
 import { h } from "./dom.js";
+import { TOKEN_FIELDS } from "./http.js";
 
 // A string without its closing quote. An unclosed string extends to the end of the text: otherwise each quote in it
 // would start another search for the end, and the time would grow with the square of the length.
@@ -91,12 +92,10 @@ export function indentJson(json) {
   return output.join("");
 }
 
+const TOKENS = new RegExp(String.raw`("(?:${TOKEN_FIELDS.join("|")})"\s*:\s*")(?:\\.|[^"\\])*`, "g");
+
 /** Return JSON with its tokens masked. */
-export const maskTokens = (json) =>
-  json.replace(
-    /("(?:relay_token|asset_report_token|access_token|public_token)"\s*:\s*")(?:\\.|[^"\\])*/g,
-    "$1••••••••",
-  );
+export const maskTokens = (json) => json.replace(TOKENS, "$1••••••••");
 
 /** Return a number of bytes in a readable unit. */
 export function formatSize(bytes) {

@@ -6,7 +6,7 @@ import { linesOf } from "./checks.js";
 export function valueOf(input, text) {
   if (input.kind === "flag") return text ? true : undefined;
   if (!text?.trim()) return undefined;
-  if (input.kind === "days") return Number(text);
+  if (input.kind === "number") return Number(text);
   if (input.kind === "identifiers" || input.kind === "tokens") return linesOf(text);
   return input.list ? [text] : text;
 }

@@ -60,6 +60,7 @@ export const variablesOf = (operation, values) => [
   ...operation.inputs.map((input) => variableOf(input, values)).filter(Boolean),
 ];
 
+const fileFor = (operation) => (operation.returns === "pdf" ? "report.pdf" : "response.json");
 const indent = (text, width) => text.replace(/^(?=.)/gm, " ".repeat(width));
 
 // --------------------------------------------------------------------------------------------- Python
@@ -99,31 +100,19 @@ function pythonArguments(operation, values) {
   const parts = [];
   for (const input of operation.inputs) {
     const value = leaf(input);
-    if (value !== undefined) parts.push(input.named ? `${input.name}=${toPython(value)}` : toPython(value));
-    if (operation.pdf && input.env) parts.push('"report.pdf"');
+    if (value !== undefined) parts.push(input.required ? toPython(value) : `${input.name}=${toPython(value)}`);
+    if (operation.returns === "pdf" && input.env) parts.push('"report.pdf"');
   }
   return parts;
 }
 
-// By method: whether the response is saved to a file, because it contains a token or a report, and what is printed. A
-// token is never printed.
-const REPORT = "response.report.asset_report_id, len(response.report.items)";
-const PYTHON_RESULTS = {
-  "relay.create": { saved: true },
-  "relay.get": { saved: true, printed: REPORT },
-  "relay.refresh": { saved: true },
-  "asset_report.get": { saved: true, printed: REPORT },
-  "asset_report.create": { saved: true },
-  "asset_report.refresh": { saved: true },
-  "asset_report.filter": { saved: true },
-  "item.exchange_public_token": { saved: true },
-  "sandbox.create_public_token": { saved: true },
-};
-
+// A response with a token or a report is saved to a file. A token is never printed.
 function python(operation, values, address) {
-  const { saved = false, printed = "response" } = PYTHON_RESULTS[operation.python] ?? {};
+  const isReport = operation.returns === "report";
+  const saved = isReport || operation.issues !== null;
+  const printed = isReport ? "response.report.asset_report_id, len(response.report.items)" : "response";
   const depth = saved ? 8 : 4;
-  const awaited = `response = await client.${operation.python}`;
+  const awaited = `response = await client.${operation.method}`;
   const request = `${client(address, depth)}
 ${formatCall(awaited, pythonArguments(operation, values), "", depth + 4)}`;
   const requestAndSave = `    # If this file exists, nothing is sent, because the file may contain a token.
@@ -181,9 +170,9 @@ const BATCHES = {
 };
 
 function pythonBulk(operation, values, address) {
-  if (!operation.many) return null;
-  const { outcome, pattern, file, json, save } = BATCHES[operation.many];
-  const isCreate = operation.many === "relay.create_many";
+  if (!operation.batch_method) return null;
+  const { outcome, pattern, file, json, save } = BATCHES[operation.batch_method];
+  const isCreate = operation.batch_method === "relay.create_many";
   const names = [
     outcome,
     "Failed",
@@ -209,7 +198,7 @@ ${file ? "import csv\n" : ""}import os
 
 from plaid_relay_async import ${names.join(", ")}
 
-${file || json || operation.pdf ? PRIVATE : ""}
+${file || json || operation.returns === "pdf" ? PRIVATE : ""}
 async def main() -> None:
 ${batchInput(operation, values)}
 ${indent(block, 4)}
@@ -229,12 +218,12 @@ def private(path: str, flags: int) -> int:
 function batchHead(operation, values, address, depth) {
   const parts = [`base_url=${quotePython(address)}`, `gateway_key=${env("PLAID_GATEWAY_KEY")}`];
   const opened = formatCall("RelayClient", parts, " as client,", depth + 4);
-  const many = `client.${operation.many}(${batchArguments(operation, values)}) as outcomes,`;
+  const many = `client.${operation.batch_method}(${batchArguments(operation, values)}) as outcomes,`;
   return `async with (\n${opened.replace(new RegExp(`^ {${depth}}`, "gm"), "")}\n    ${many}\n):`;
 }
 
 function batchInput(operation, values) {
-  if (operation.many !== "relay.create_many") return '    relay_tokens = os.environ["RELAY_TOKENS"].split()';
+  if (operation.batch_method !== "relay.create_many") return '    relay_tokens = os.environ["RELAY_TOKENS"].split()';
   const [, partner, webhook] = operation.inputs.map(leafOf(values));
   const parts = [`[${env("REPORT_TOKEN")}]`, "partners"];
   if (webhook !== undefined) parts.push(`webhook=${toPython(webhook)}`);
@@ -243,9 +232,9 @@ ${formatCall("requests = RelayCreateRequest.fan_out", parts, "", 4)}`;
 }
 
 function batchArguments(operation, values) {
-  if (operation.many === "relay.create_many") return "requests";
+  if (operation.batch_method === "relay.create_many") return "requests";
   const leaf = leafOf(values);
-  const named = operation.inputs.filter((input) => input.named && leaf(input) !== undefined);
+  const named = operation.inputs.filter((input) => !input.required && leaf(input) !== undefined);
   return ["relay_tokens", ...named.map((input) => `${input.name}=${toPython(leaf(input))}`)].join(", ");
 }
 
@@ -279,7 +268,7 @@ set -C
 curl ${quoteShell(address + operation.path)} \\
   --globoff --silent --show-error --write-out '%{stderr}%{http_code}\\n' \\
   --header @/dev/fd/3 --header 'Content-Type: application/json' \\
-  --data-binary @- 3<<KEY <<BODY >${operation.pdf ? "report.pdf" : "response.json"}
+  --data-binary @- 3<<KEY <<BODY >${fileFor(operation)}
 Authorization: Bearer $PLAID_GATEWAY_KEY
 KEY
 ${toHeredocJson(bodyOf(operation, leafOf(values)))}
@@ -318,7 +307,7 @@ if (${names.map((name) => `!${name}`).join(" || ")}) {
 }
 
 // If this file exists, nothing is sent, because the file may contain a token.
-const file = await open("${operation.pdf ? "report.pdf" : "response.json"}", "wx", 0o600);
+const file = await open("${fileFor(operation)}", "wx", 0o600);
 ${warning}const response = await fetch(${quoteJson(address + operation.path)}, {
   method: "POST",
   redirect: "error",

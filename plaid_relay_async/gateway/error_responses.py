@@ -41,20 +41,21 @@ UNAUTHORIZED_KEY: Final = ErrorReason(
     401,
     "UNAUTHORIZED_KEY",
     "the request has no valid key of this gateway",
-    "Send a key from `plaid-relay gateway keys add` as `Authorization: Bearer`, or as Plaid's secret.",
+    "Check the key, or ask the operator of the gateway for one (`plaid-relay gateway keys add`). Send it as "
+    "`Authorization: Bearer`, or as Plaid's secret.",
     {"WWW-Authenticate": "Bearer"},
 )
 UNAUTHORIZED_OPERATION: Final = ErrorReason(
     403,
     "UNAUTHORIZED_OPERATION",
     "this key, or this gateway, does not allow this operation",
-    "Ask the operator of the gateway for a key that allows it.",
+    "Use a key that allows it, or ask the operator of the gateway for one.",
 )
 PARTNER_NOT_ALLOWED: Final = ErrorReason(
     403,
     "PARTNER_NOT_ALLOWED",
     "this key does not allow this secondary_client_id",
-    "Ask the operator of the gateway for a key that allows this partner.",
+    "Check secondary_client_id, or ask the operator of the gateway for a key that allows this partner.",
 )
 UNAUTHORIZED_CREDENTIALS: Final = ErrorReason(
     403,
@@ -123,13 +124,16 @@ BODY_TIMEOUT: Final = ErrorReason(
     "Send it without pauses, with its Content-Length.",
 )
 RATE_LIMIT: Final = ErrorReason(
-    429, "RATE_LIMIT", "the rate limit of this key is exceeded", "Wait as long as Retry-After says."
+    429,
+    "RATE_LIMIT",
+    "the rate limit of this key is exceeded",
+    "Nothing was executed. Wait as long as Retry-After says.",
 )
 BUSY: Final = ErrorReason(
     429,
     "BUSY",
     "the gateway has reached its limit of calls in flight",
-    "Wait as long as Retry-After says.",
+    "Nothing was executed. Wait as long as Retry-After says.",
     {"Retry-After": "1"},
 )
 CALLER_GONE: Final = ErrorReason(

@@ -309,7 +309,7 @@ async def test_a_long_pause_ends_the_run(console):
 @pytest.mark.parametrize(
     ("caller", "code", "action"),
     [
-        ("invalid", "UNAUTHORIZED_KEY", "Check the key at the top"),
+        ("invalid", "UNAUTHORIZED_KEY", "Check the key, or ask the operator"),
         ("owner", "INVALID_API_KEYS", "The operator of the gateway"),
         ("owner", "PRODUCT_NOT_READY", "in a moment"),
         ("owner", "DATA_UNAVAILABLE", "repair that Item"),

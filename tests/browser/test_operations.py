@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest_asyncio
 from attrs import fields_dict
 
 from plaid_relay_async.certainty import certainty_of
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.error_codes import error_class_for
+from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.errors import RequestValidationError
-from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS
+from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS, ERROR_TYPE
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
 
@@ -100,56 +102,76 @@ def problem_of(operation, definition, value):
     return None
 
 
-async def test_each_error_of_the_gateway_is_explained(module_page):
-    """The page has a text for each error response of the gateway that a caller can receive."""
-    reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
-    explanations = await module_page.evaluate(
-        """async (reasons) => {
-          const { explain } = await import('/console/explain.js');
+async def explain(module_page, path, responses):
+    """Return how the page explains responses to an operation: status, error_type, error_code, message, action."""
+    return await module_page.evaluate(
+        """async ([path, responses]) => {
+          const { certaintyOf, explain } = await import('/console/explain.js');
           const { operationOf } = await import('/console/operations.js');
-          const response = ({ status, code }) => ({
-            status, headers: new Headers(), text: '', complete: true, bytes: new Uint8Array(),
-            json: { error_type: 'GATEWAY_ERROR', error_code: code, error_message: 'unseen' },
+          return responses.map(([status, error_type, error_code, error_message, suggested_action]) => {
+            const json = { error_type, error_code, error_message, suggested_action };
+            const response = {
+              status, json, text: '', headers: new Headers(), complete: true, bytes: new Uint8Array(),
+            };
+            const operation = operationOf(path);
+            return { certainty: certaintyOf(operation, response), ...explain(operation, response) };
           });
-          return reasons.map((each) => explain(operationOf('/credit/relay/create'), response(each)));
         }""",
-        [{"status": each.status, "code": each.code} for each in reasons],
+        [path, responses],
     )
+
+
+async def test_errors_of_the_gateway_are_shown_in_its_words(module_page):
+    """The page shows the message, and the advice unless the call is in doubt: then its own is more specific."""
+    reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
+    responses = [
+        (each.status, ERROR_TYPE, each.code, f"message of {each.code}", f"advice on {each.code}")
+        for each in reasons
+    ]
+    explanations = await explain(module_page, "/credit/relay/create", responses)
     for reason, explanation in zip(reasons, explanations, strict=True):
-        not_executed = reason.status < 500 or reason.code == "UPSTREAM_UNREACHABLE"
-        assert (explanation["kind"] in {"definitive", "declined"}) == not_executed, reason.code
-        assert "The response is" not in explanation["texts"][0], reason.code
-        assert all(explanation["texts"])
-        assert "unseen" not in "".join(explanation["texts"])
+        message, *advice = explanation["texts"]
+        assert message == f"The gateway says: “message of {reason.code}”."
+        in_doubt = reason.status >= 500 and reason.code != "UPSTREAM_UNREACHABLE"
+        assert explanation["kind"] in ({"unknown"} if in_doubt else {"definitive", "declined"}), reason.code
+        if in_doubt:
+            assert advice[0].startswith("A relay token may exist that was not received.")
+        else:
+            assert advice == [f"advice on {reason.code}"]
 
 
-RESPONSES = [
-    (400, "INVALID_REQUEST", "INVALID_FIELD", "definitive"),
-    (400, "API_ERROR", "INTERNAL_SERVER_ERROR", "in_doubt"),
-    (429, "RATE_LIMIT_EXCEEDED", "RATE_LIMIT", "declined"),
-    (429, "RATE_LIMIT_EXCEEDED", "CREDITS_EXHAUSTED", "definitive"),
-    (500, "API_ERROR", "INTERNAL_SERVER_ERROR", "in_doubt"),
-    (503, "API_ERROR", "PLANNED_MAINTENANCE", "declined"),
-    (503, "INVALID_REQUEST", "PLANNED_MAINTENANCE", "in_doubt"),
-    (502, None, None, "in_doubt"),
-    (404, None, None, "definitive"),
-]
+TYPES = (None, "API_ERROR", "GATEWAY_ERROR", "RATE_LIMIT_EXCEEDED", "INVALID_REQUEST", "ITEM_ERROR")
+CODES = (
+    *(None, "INTERNAL_SERVER_ERROR", "PLANNED_MAINTENANCE", "UPSTREAM_UNREACHABLE", "UPSTREAM_LOST"),
+    *("RATE_LIMIT", "CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT", "INVALID_FIELD", "UNKNOWN"),
+)
+STATUSES = (400, 401, 403, 404, 408, 421, 429, 500, 502, 503, 504)
 
 
 async def test_the_page_has_the_same_certainty_as_the_client(module_page):
-    """What status, type and code prove is the same as in the package's client."""
-    certainties = await module_page.evaluate(
-        """async (responses) => {
-          const { certaintyOf } = await import('/console/explain.js');
-          const { operationOf } = await import('/console/operations.js');
-          return responses.map(([status, error_type, error_code]) => certaintyOf(operationOf('/credit/relay/create'), {
-            status, json: error_type && { error_type, error_code }, text: '', headers: new Headers(),
-          }));
-        }""",
-        RESPONSES,
-    )
-    assert certainties == [certainty for *_, certainty in RESPONSES]
-    for status, error_type, error_code, certainty in RESPONSES:
+    """What status, type and code prove is the same as in the package's client, and is called the same."""
+    responses = [(*each, None, None) for each in product(STATUSES, TYPES, CODES)]
+    explanations = await explain(module_page, "/credit/relay/create", responses)
+    for (status, error_type, error_code, *_), explanation in zip(responses, explanations, strict=True):
         facts = {"status": status, "error_type": error_type, "error_code": error_code}
         error = error_class_for(error_type, error_code, status)("it", **facts)
-        assert certainty_of(error).name.lower() == certainty
+        assert explanation["certainty"] == certainty_of(error).value, facts
+
+
+async def test_errors_that_affect_all_rows_stop_a_list(module_page):
+    """The page stops at the errors at which a batch of the package stops, because its rows share a report."""
+    pairs = list(product((*TYPES, "ASSET_REPORT_ERROR", "ASSETS_ERROR"), (*CODES, *SHARED_CODES)))
+    stops = await module_page.evaluate(
+        """async (pairs) => {
+          const { affectsAllRows } = await import('/console/explain.js');
+          return pairs.map(([type, code]) => affectsAllRows(code, type));
+        }""",
+        pairs,
+    )
+    for (error_type, error_code), stop in zip(pairs, stops, strict=True):
+        facts = {"status": 400, "error_type": error_type, "error_code": error_code}
+        error = error_class_for(error_type, error_code, 400)("it", **facts)
+        assert stop == (affects_all_requests(error) or affects_report(error)), facts
+
+
+SHARED_CODES = ("INVALID_API_KEYS", "UNAUTHORIZED_KEY", "INVALID_ASSET_REPORT_TOKEN", "PRODUCT_NOT_READY")

@@ -260,7 +260,7 @@ async def test_a_rate_limit(upstream):
         await other.relay.create([REPORT], "c")
     assert 55 < refused.value.retry_after <= 60
     assert (refused.value.error_type, refused.value.error_code) == ("GATEWAY_ERROR", "RATE_LIMIT")
-    assert refused.value.advice == "Wait as long as Retry-After says."
+    assert refused.value.advice == "Nothing was executed. Wait as long as Retry-After says."
     assert upstream.counts == {"/credit/relay/create": 3}
 
 

@@ -1,6 +1,6 @@
 // Creates relay tokens for a list of partners, with a limited number of concurrent calls. It does not use the DOM.
 
-import { affectsAllRows, certaintyOf } from "./explain.js";
+import { affectsAllRows, certaintyOf, explain, hasSucceeded } from "./explain.js";
 import { parseRetryAfter, requestIdOf, send, textIn, tokensIn } from "./http.js";
 import { operationOf } from "./operations.js";
 
@@ -42,6 +42,7 @@ export class Batch {
     };
     this.stopping = false;
     this.stopReason = null; // why it stopped, unless the user stopped it
+    this.stopTexts = []; // the explanation of the error that stopped it
     this.pausedUntil = 0; // as performance.now()
     this.pausedSeconds = 0; // the sum of the pauses since the last success
     this.settings = settings;
@@ -68,9 +69,9 @@ export class Batch {
   }
 
   /** Send no more requests, and wait for those in flight. */
-  stop(reason = null) {
+  stop(reason = null, texts = []) {
     this.stopping = true;
-    this.stopReason ??= reason;
+    if (this.stopReason === null) Object.assign(this, { stopReason: reason, stopTexts: texts });
     this.waitAbort.abort();
     this.onChange();
   }
@@ -123,18 +124,20 @@ export class Batch {
 
   // Record the response, and return whether the row has its outcome.
   conclude(row, response) {
-    const certainty = certaintyOf(CREATE, response);
     row.requestId = requestIdOf(response);
-    row.errorCode =
-      certainty === "succeeded" ? null : (textIn(response, "error_code") ?? codeOf(response));
-    if (certainty === "declined") return this.postpone(row, response);
-    if (certainty === "succeeded") {
+    if (hasSucceeded(CREATE, response)) {
       row.relayToken = tokensIn(response).relay_token;
+      row.errorCode = null;
       this.pausedSeconds = 0;
+      this.setOutcome(row, "created");
+      return true;
     }
-    this.setOutcome(row, { succeeded: "created", definitive: "failed", in_doubt: "unknown" }[certainty]);
+    row.errorCode = textIn(response, "error_code") ?? codeOf(response);
+    const certainty = certaintyOf(CREATE, response);
+    if (certainty === "declined") return this.postpone(row, response);
+    this.setOutcome(row, certainty === "in_doubt" ? "unknown" : "failed");
     if (certainty === "definitive" && affectsAllRows(row.errorCode, textIn(response, "error_type")))
-      this.stop(row.errorCode);
+      this.stop(row.errorCode, explain(CREATE, response).texts);
     return true;
   }
 

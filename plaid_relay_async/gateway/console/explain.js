@@ -1,72 +1,11 @@
-// Explains responses: whether the call was executed, and what to do. The rules are those of the package's errors.
+// Explains responses: whether the call was executed, and what to do. The rules are those of the package's errors, and
+// tests/browser compares them. The gateway's own errors are shown in the words of the response.
 
 import { isPdf, parseRetryAfter, textIn, tokensIn } from "./http.js";
 
-const REPORT_PAGE = "Reload this page. If the error persists, report it.";
-
-// error_code: [meaning, action]
+// Plaid's error_code: [meaning, action]. The gateway's own errors bring both with them.
 const CODES = {
   __proto__: null, // a response may contain any code, also the name of an inherited member
-  // Of the gateway.
-  UNAUTHORIZED_KEY: [
-    "The gateway does not know this key.",
-    "Check the key at the top, or ask the operator of the gateway for one.",
-  ],
-  UNAUTHORIZED_OPERATION: [
-    "This key, or this gateway, does not allow this operation.",
-    "Use a key that allows it. The lender creates and removes; the partner reads and refreshes.",
-  ],
-  UNAUTHORIZED_CREDENTIALS: [
-    "The gateway does not have the Plaid credentials that this key is bound to.",
-    "The operator of the gateway has to add that set of credentials, or bind the key to another set.",
-  ],
-  PARTNER_NOT_ALLOWED: [
-    "This key may not share with that partner.",
-    "Check secondary_client_id, or ask the operator of the gateway for a key that allows this partner.",
-  ],
-  HOST_NOT_ALLOWED: [
-    "The gateway does not accept the host name in this page’s address.",
-    "Open the address that the gateway printed, or have the host name added to the gateway (--name).",
-  ],
-  ORIGIN_NOT_ALLOWED: [
-    "The request seems to come from a page of another site.",
-    "Open this page at the gateway’s own address.",
-  ],
-  NOT_FOUND: [
-    "The gateway has no such operation.",
-    "Reload this page: the gateway may have been updated.",
-  ],
-  METHOD_NOT_ALLOWED: ["Operations are called with POST.", REPORT_PAGE],
-  INVALID_HEADERS: [
-    "The gateway does not accept these headers.",
-    "Reload this page. If the error persists, an intermediary changes headers.",
-  ],
-  INVALID_HTTP: [
-    "The request is not valid HTTP, or broke off.",
-    "An intermediary changes requests; ask its operator.",
-  ],
-  INTERNAL_ERROR: ["The gateway had an unexpected error.", ""],
-  INVALID_BODY: ["The body of the request is not a JSON object.", REPORT_PAGE],
-  AMBIGUOUS_MEMBER: [
-    "The request has a member whose name is a variant spelling of one of Plaid’s.",
-    REPORT_PAGE,
-  ],
-  UNSUPPORTED_MEDIA_TYPE: [
-    "The request is not uncompressed JSON.",
-    "An intermediary changes requests; ask its operator.",
-  ],
-  BODY_TOO_LARGE: ["The body of the request is larger than 1 MiB.", "Send fewer tokens in one request."],
-  BODY_TIMEOUT: ["The request did not arrive in time.", "Nothing was executed; send it again."],
-  BUSY: ["The gateway has too many calls in flight.", "Nothing was executed; wait, and send it again."],
-  RATE_LIMIT: ["The rate limit is exceeded.", "Nothing was executed; wait, and send it again."],
-  UPSTREAM_UNREACHABLE: [
-    "The gateway could not reach Plaid.",
-    "Nothing was sent to Plaid, so it is safe to send it again later.",
-  ],
-  UPSTREAM_LOST: ["The gateway’s connection to Plaid was lost.", ""],
-  UPSTREAM_ENCODING: ["Plaid’s response has an encoding that the gateway cannot decode.", ""],
-  UPSTREAM_TIMEOUT: ["Plaid did not respond to the gateway in time.", ""],
-  // Of Plaid.
   INVALID_API_KEYS: [
     "Plaid does not accept the gateway’s credentials.",
     "The operator of the gateway has to correct its client ID or secret. A secret is valid in one environment only.",
@@ -129,82 +68,79 @@ const CODES = {
 };
 const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]); // a 429 that does not pass
 const SHARED =
-  /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN|PRODUCT_NOT_READY)$/;
+  /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN)$/;
 const REPORT_ERROR_TYPES = /^(ASSET_REPORT_ERROR|ASSETS_ERROR)$/;
+const REDIRECT = [
+  "The upstream server responded with a redirect, which is not followed.",
+  "The operator of the gateway has to check its upstream address.",
+];
 // Errors of 5xx that prove that the call was not executed.
 const NOT_EXECUTED = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
-
-/** Return what an error means and what to do, or an empty text for an unknown code. */
-export const explainCode = (code) => (CODES[code] ?? []).join(" ");
 
 /** Return what an operation creates, with its article, such as "an access token". */
 export const createdThing = ({ creates }) => `${/^[aeiou]/.test(creates) ? "an" : "a"} ${creates}`;
 
 /** Return whether every other row of a list would fail with the same error: all rows share one key and one report. */
-export const affectsAllRows = (code, type) => SHARED.test(code ?? "") || REPORT_ERROR_TYPES.test(type ?? "");
+export const affectsAllRows = (code, type) =>
+  SHARED.test(code ?? "") ||
+  REPORT_ERROR_TYPES.test(type ?? "") ||
+  (code === "PRODUCT_NOT_READY" && type !== "ITEM_ERROR");
 
 /**
- * Return what the end of an attempt proves.
- * @returns succeeded; definitive (not executed, and a repeat would fail again); declined (not executed, and a later
- *   attempt may succeed); in_doubt (it may have been executed)
+ * Return whether a call has succeeded, so that its result can be read. An operation that issues a token has succeeded
+ * if the token can be read, whatever else is wrong with the response.
  */
-export function certaintyOf(operation, response) {
-  if (response.status !== null && response.status < 300)
-    return hasResult(operation, response) ? "succeeded" : "in_doubt";
-  if (response.redirected) return "definitive";
-  if (response.status === null) return "in_doubt";
-  const [type, code] = [textIn(response, "error_type"), textIn(response, "error_code")];
-  if (NOT_EXECUTED.has(`${type} ${code}`)) return "declined";
-  if (response.status === 429) return LASTING.has(code) ? "definitive" : "declined";
-  return response.status < 500 && type !== "API_ERROR" ? "definitive" : "in_doubt";
+export function hasSucceeded(operation, response) {
+  if (response.status === null || response.status >= 300) return false;
+  if (operation.issues) return Boolean(tokensIn(response)[operation.issues]);
+  return response.complete && (operation.returns === "pdf" ? isPdf(response) : response.json !== null);
 }
 
-// An operation that issues a token has succeeded if the token can be read, whatever else is wrong with the response.
-function hasResult(operation, response) {
-  if (operation.returns === "pdf") return response.complete && isPdf(response);
-  if (operation.issues) return Boolean(tokensIn(response)[operation.issues]);
-  return response.complete && response.json !== null;
+/**
+ * Return what the end of an attempt proves, in the words of the package's `Certainty`.
+ * @returns definitive (a success, or an error that a repeat would get as well), declined (not executed, and a later
+ *   attempt may succeed) or in_doubt (it may have been executed). No browser reports that a request was not_sent.
+ */
+export function certaintyOf(operation, response) {
+  if (response.redirected || hasSucceeded(operation, response)) return "definitive";
+  if (response.status === null || response.status < 300) return "in_doubt";
+  const [type, code] = [textIn(response, "error_type"), textIn(response, "error_code")];
+  if (NOT_EXECUTED.has(`${type} ${code}`)) return "declined";
+  if (response.status === 429 && !LASTING.has(code)) return "declined";
+  return response.status < 500 && type !== "API_ERROR" ? "definitive" : "in_doubt";
 }
 
 /**
  * Explain a response.
- * @returns kind: succeeded, definitive, declined, in_doubt (safe to repeat) or unknown (not safe to repeat);
- *   title; texts: sentences, of which the last says what to do
+ * @returns kind: succeeded, or else the certainty, or unknown for a call in doubt that is not safe to repeat;
+ *   title; texts: sentences, of which the last ones say what to do
  */
 export function explain(operation, response) {
+  if (hasSucceeded(operation, response))
+    return { kind: "succeeded", ...describeSuccess(operation, response) };
   const certainty = certaintyOf(operation, response);
-  const [meaning, action] = CODES[textIn(response, "error_code")] ?? ["", ""];
-  if (certainty === "succeeded") return { kind: "succeeded", ...describeSuccess(operation, response) };
-  if (certainty === "in_doubt") return explainDoubt(operation, response, meaning || describeFailure(response));
-  if (response.redirected) {
-    return {
-      kind: "definitive",
-      title: "Not executed",
-      texts: [
-        "The upstream server responded with a redirect, which is not followed.",
-        "The operator of the gateway has to check its upstream address.",
-      ],
-    };
-  }
-  const seconds = parseRetryAfter(response.headers);
-  return {
-    kind: certainty,
-    title: certainty === "declined" ? "Not executed; it may succeed later" : "Not executed",
-    texts: [
-      meaning || `The response is an error with status ${response.status}.`,
-      quoteMessage(response),
-      action ||
-        textIn(response, "suggested_action") ||
-        "Correct the request. The same request would fail again.",
-      seconds === null ? "" : `Wait ${seconds} s before the next call.`,
-    ].filter(Boolean),
-  };
+  if (certainty === "in_doubt") return explainDoubt(operation, response);
+  const title = certainty === "declined" ? "Not executed; it may succeed later" : "Not executed";
+  return { kind: certainty, title, texts: response.redirected ? REDIRECT : explainError(response) };
 }
 
-// Plaid's message is quoted. The gateway's own message says the same as the table above.
-function quoteMessage(response) {
+function explainError(response) {
+  const [, action] = CODES[textIn(response, "error_code")] ?? [];
+  const seconds = parseRetryAfter(response.headers);
+  return [
+    ...describeError(response, `The response is an error with status ${response.status}.`),
+    action || textIn(response, "suggested_action") || "Correct the request. The same request would fail again.",
+    ...(seconds === null ? [] : [`Wait ${seconds} s before the next call.`]),
+  ];
+}
+
+// Return the meaning of Plaid's code and the message, or the fallback if there is neither.
+function describeError(response, fallback) {
+  const [meaning] = CODES[textIn(response, "error_code")] ?? [];
   const message = textIn(response, "error_message");
-  return message && textIn(response, "error_type") !== "GATEWAY_ERROR" ? `Plaid says: “${message}”.` : "";
+  const source = textIn(response, "error_type") === "GATEWAY_ERROR" ? "The gateway" : "Plaid";
+  const texts = [meaning, message && `${source} says: “${message}”.`].filter(Boolean);
+  return texts.length ? texts : [fallback];
 }
 
 const SUCCESS_TITLES = { SAFE: "Read", IDEMPOTENT: "Removed", NON_IDEMPOTENT: "Created" };
@@ -253,7 +189,8 @@ function describePossibleResult(operation) {
     : `${thing} may exist whose token was not received`;
 }
 
-function explainDoubt(operation, response, meaning) {
+function explainDoubt(operation, response) {
   const [kind, title, action] = DOUBTS[operation.idempotency];
-  return { kind, title, texts: [meaning, quoteMessage(response), action(operation).join(" ")].filter(Boolean) };
+  const texts = [...describeError(response, describeFailure(response)), action(operation).join(" ")];
+  return { kind, title, texts };
 }

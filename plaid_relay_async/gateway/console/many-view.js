@@ -5,7 +5,6 @@ import { problemWith, problemWithUrl } from "./checks.js";
 import { checkKey } from "./connection.js";
 import { outcomesCsv, parsePartners, partnersCsv } from "./csv.js";
 import { announce, byId, confirm, download, h, secretField, showProblem } from "./dom.js";
-import { explainCode } from "./explain.js";
 import { operationOf } from "./operations.js";
 import { earlierCall, recordCall, state } from "./state.js";
 
@@ -366,7 +365,7 @@ function drawNotice() {
   if (batch.stopReason)
     parts.push(
       `Stopped, because all other rows would fail in the same way: ${batch.stopReason}.`,
-      explainCode(batch.stopReason),
+      ...batch.stopTexts,
     );
   if (batch.counts.unknown) {
     parts.push(

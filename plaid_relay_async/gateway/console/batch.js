@@ -3,10 +3,17 @@
 import { affectsAllRows, certaintyOf, explain, hasSucceeded } from "./explain.js";
 import { parseRetryAfter, requestIdOf, send, textIn, tokensIn } from "./http.js";
 import { operationOf } from "./operations.js";
+import { bodyOf } from "./request-body.js";
 
 const CREATE = operationOf("/credit/relay/create");
 const HEALTH_TIMEOUT = 10_000; // milliseconds for the gateway to respond to a health check
 const MAX_PAUSES = 300; // seconds; the sum of all pauses without a success between them
+
+/** Return the body of the request that shares a report with a partner. */
+export function bodyFor(reportToken, partner, webhook = null) {
+  const values = { report_tokens: [reportToken], secondary_client_id: partner, webhook: webhook ?? undefined };
+  return bodyOf(CREATE, ({ name }) => values[name]);
+}
 
 /** One partner and its outcome: waiting, in flight, created, failed, unknown, not_attempted. */
 class Row {
@@ -88,12 +95,7 @@ export class Batch {
 
   async create(row) {
     const { key, reportToken, webhook } = this.settings;
-    const rowWebhook = row.webhook ?? webhook;
-    const body = {
-      report_tokens: [reportToken],
-      secondary_client_id: row.partner,
-      ...(rowWebhook ? { webhook: rowWebhook } : {}),
-    };
+    const body = bodyFor(reportToken, row.partner, row.webhook ?? webhook);
     while (await this.waitForPause()) {
       row.attempts += 1;
       this.setOutcome(row, "in flight");

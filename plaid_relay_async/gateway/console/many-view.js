@@ -1,6 +1,6 @@
 // The view for a list of partners: it checks the list, runs the batch, shows its progress, and saves the outcomes.
 
-import { Batch } from "./batch.js";
+import { Batch, bodyFor } from "./batch.js";
 import { problemWith, problemWithUrl } from "./checks.js";
 import { checkKey } from "./connection.js";
 import { outcomesCsv, parsePartners, partnersCsv } from "./csv.js";
@@ -212,8 +212,6 @@ async function start() {
   }
   if (await mayRepeat()) await run();
 }
-
-const bodyFor = (reportToken, partner) => ({ report_tokens: [reportToken], secondary_client_id: partner });
 
 async function mayRepeat() {
   const calls = list.partners.map(({ partner }) => earlierCall(CREATE, bodyFor(tokenField.value, partner)));

@@ -79,6 +79,7 @@ class SessionManager:
     Attributes:
         now: returns the time by the event loop's clock; available once the manager is open.
         deadline_timer: the timer of the attempts' deadlines; available once the manager is open.
+        slots: the slots, as many as the pool has connections; a call acquires one before a connection.
 
     Raises:
         ConfigurationError: an argument is invalid or contradicts another one, or the TLS context doesn't
@@ -124,7 +125,7 @@ class SessionManager:
         self._state = SessionState.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fork_count_at_open = 0
-        self._slots = asyncio.Semaphore(connections)
+        self.slots = asyncio.Semaphore(connections)
 
     async def open(self) -> None:
         """Open the pool inside the running loop.
@@ -145,7 +146,7 @@ class SessionManager:
         else:
             await _check_plain_http(self._session, URL(self._base_url))
             await _check_netrc(self._session, urlsplit(self._base_url).hostname or "")
-            self._connections, self._slots = _slots_for(self._session)
+            self._connections, self.slots = _slots_for(self._session)
         _raise_mmap_threshold()
         if self._tls_buffer is not None:
             _set_tls_buffer(self._tls_buffer)
@@ -192,11 +193,6 @@ class SessionManager:
         self.deadline_timer.close()
         if self._owned and self._session is not None:
             await run_to_completion(partial(_close_session, self._session))
-
-    @property
-    def slots(self) -> asyncio.Semaphore:
-        """The slots, as many as the pool has connections; a call acquires one before a connection."""
-        return self._slots
 
     @property
     def connections(self) -> int | None:

@@ -16,7 +16,9 @@ from plaid_relay_async import Credentials, RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
+    from plaid_relay_async import RelayClient
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.transport.throttle import Throttle
 
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
@@ -30,6 +32,11 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
         pytest.param(*row, marks=[] if number % step == 0 else [pytest.mark.slow])
         for number, row in enumerate(rows)
     ]
+
+
+def throttle_of(client: RelayClient, path: str) -> Throttle:
+    """Return the throttle of one of a client's operations."""
+    return client._transport.throttles[path]
 
 
 def max_in_window(moments, length):

@@ -9,7 +9,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import OWNER, QUICK
+from support import OWNER, QUICK, throttle_of
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -19,7 +19,7 @@ from plaid_relay_async import (
     WaitTooLongError,
 )
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.transport.throttle import AdaptiveRate, Throttle
+from plaid_relay_async.transport.throttle import AdaptiveRate, BreakerState, Throttle, Ticket
 
 CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
@@ -39,10 +39,14 @@ def decline(
     retry_after: float | None,
     *,
     own_delay: float = 1.0,
-    ticket: float = math.inf,
+    ticket: Ticket | None = None,
     rate_limited: bool = True,
 ) -> None:
-    """Decline an attempt; without a delay of the server's, the pause takes `own` seconds."""
+    """Decline an attempt; without a delay of the server's, the pause takes `own_delay` seconds.
+
+    Without a ticket, it is an attempt that started after all others.
+    """
+    ticket = ticket or Ticket(math.inf, throttle.breaker.declines)
     throttle.record_declined(now, ticket, retry_after, lambda _: own_delay, rate_limited=rate_limited)
 
 
@@ -62,7 +66,7 @@ def test_the_rate_is_what_was_accepted():
     decline(throttle, 0.1, 59.9)
     assert not throttle.can_start(1.0)
     assert throttle.seconds_until_start(0.1) == pytest.approx(59.9)
-    assert not throttle.is_current(ticket)
+    assert not throttle.breaker.is_current(ticket)
     accept(throttle, 60.0)
     assert throttle.rate.per_second == pytest.approx(50 / 60, rel=0.01)
     assert throttle.seconds_until_start(60.01) == pytest.approx(1 / throttle.rate.per_second)
@@ -203,6 +207,47 @@ def test_after_a_pause_there_is_one_probe_at_a_time():
     assert throttle.seconds_until_start(10.2) == pytest.approx(1 / throttle.rate.per_second)
 
 
+def test_the_circuit_breaker_has_three_states():
+    """A declined attempt opens it, the first probe makes it half-open, and an accepted probe closes it."""
+    throttle = Throttle()
+    early = [throttle.issue_ticket(0.0) for _ in range(3)]
+    states = [throttle.breaker.state]
+    for now, retry_after in ((1.0, 5.0), (10.0, 7.0)):
+        decline(throttle, now, retry_after, ticket=early.pop())
+        states.append(throttle.breaker.state)
+        probe = throttle.issue_ticket(now + retry_after)
+        throttle.probe_ended(now + retry_after, probe)
+        states.append(throttle.breaker.state)
+    throttle.record_accepted(18.0, early.pop())
+    states.append(throttle.breaker.state)
+    throttle.record_accepted(18.0, probe)
+    states.append(throttle.breaker.state)
+    closed, opened, half_open = BreakerState
+    assert states == [closed, opened, half_open, opened, half_open, half_open, closed]
+    assert [ticket.is_probe for ticket in (probe, throttle.issue_ticket(20.0))] == [True, False]
+
+
+def test_a_probe_of_an_earlier_pause_does_not_shorten_the_next_one():
+    """Two probes are in flight, the first is accepted, and the second one ends after the next 429."""
+    throttle = Throttle(rate=AdaptiveRate(0.1, 0.1))
+    decline(throttle, 0.0, 1.0)
+    first, second = throttle.issue_ticket(1.0), throttle.issue_ticket(6.0)
+    throttle.record_accepted(7.0, first)
+    decline(throttle, 8.0, 2.0)
+    throttle.probe_ended(9.0, second)
+    assert throttle.seconds_until_start(9.0) == pytest.approx(8.0)
+
+
+def test_a_ticket_issued_at_the_moment_of_a_429_is_void():
+    """Two events may have the same time. Only their order decides which ticket the 429 makes void."""
+    throttle = Throttle()
+    before = throttle.issue_ticket(1.0)
+    decline(throttle, 1.0, 5.0)
+    throttle.record_accepted(1.0, before)
+    assert throttle.breaker.state is BreakerState.OPEN
+    assert throttle.breaker.is_current(throttle.issue_ticket(6.0))
+
+
 @pytest.mark.parametrize(
     ("retry_after", "expected"), [(None, 1), (0.0, 1), (0.001, 1), (0.5, 1), (1.0, 1), (7.0, 7)]
 )
@@ -219,9 +264,9 @@ def test_a_declined_probe_leaves_only_its_pause():
     accept(throttle, 0.0, 50)
     decline(throttle, 0.1, 10.0)
     ticket = throttle.issue_ticket(10.1)
-    throttle.attempt_ended(10.2, ticket - 1)
+    throttle.probe_ended(10.2, Ticket(10.1, ticket.declines, is_probe=True))
     assert throttle.seconds_until_start(10.2) == pytest.approx(4.9)
-    throttle.attempt_ended(10.2, ticket)
+    throttle.probe_ended(10.2, ticket)
     assert throttle.can_start(10.2)
     decline(throttle, 10.2, 2.5)
     assert throttle.seconds_until_start(10.2) == pytest.approx(2.5)
@@ -233,14 +278,14 @@ def test_pauses_add_up_until_an_attempt_is_accepted():
     early = throttle.issue_ticket(0.0)
     decline(throttle, 1.0, 5.0)
     decline(throttle, 2.0, 5.0)
-    assert (throttle.total_pause, throttle.pause_count) == (6.0, 1)
+    assert (throttle.breaker.total_pause, throttle.breaker.pause_count) == (6.0, 1)
     throttle.record_accepted(3.0, early)
-    assert (throttle.total_pause, throttle.pause_count) == (6.0, 1)
+    assert (throttle.breaker.total_pause, throttle.breaker.pause_count) == (6.0, 1)
     throttle.issue_ticket(7.0)
     decline(throttle, 7.5, 5.0)
-    assert (throttle.total_pause, throttle.pause_count) == (11.0, 2)
+    assert (throttle.breaker.total_pause, throttle.breaker.pause_count) == (11.0, 2)
     accept(throttle, 12.5)
-    assert (throttle.total_pause, throttle.pause_count) == (0.0, 0)
+    assert (throttle.breaker.total_pause, throttle.breaker.pause_count) == (0.0, 0)
 
 
 def test_a_rate_from_one_attempt_grows_within_minutes():
@@ -261,7 +306,7 @@ def test_pauses_that_are_far_apart_do_not_add_up():
     for night in (0.0, 86_400.0, 172_800.0):
         throttle.issue_ticket(night)
         decline(throttle, night + 0.1, 90.0)
-        assert (throttle.total_pause, throttle.pause_count) == (90.0, 1)
+        assert (throttle.breaker.total_pause, throttle.breaker.pause_count) == (90.0, 1)
 
 
 def test_attempts_before_an_idle_time_are_not_measured():
@@ -336,7 +381,7 @@ def test_no_ticket_is_issued_during_a_pause(events):
     for step, event, delay in events:
         now += step
         now = max(now, now + throttle.seconds_until_start(now))
-        assert now >= throttle.open_until - 1e-9
+        assert now >= throttle.breaker.open_until - 1e-9
         ticket = throttle.issue_ticket(now)
         now += 0.05
         if event == "pass":
@@ -344,7 +389,7 @@ def test_no_ticket_is_issued_during_a_pause(events):
         else:
             decline(throttle, now, delay, rate_limited=event == "refuse")
         assert throttle.rate.per_second > 0
-        assert throttle.total_pause >= 0
+        assert throttle.breaker.total_pause >= 0
 
 
 # ------------------------------------------------------------------------------------------ the queue
@@ -355,7 +400,7 @@ async def test_a_single_call_goes_before_a_bulk_call(plaid):
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
-        throttle = client._transport._admission.throttles[CREATE]
+        throttle = throttle_of(client, CREATE)
         throttle.rate = AdaptiveRate(20.0, 20.0)
         rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
         running = asyncio.ensure_future(client.relay.create_many(rows)._run_to_result())
@@ -373,7 +418,7 @@ async def test_a_call_without_time_for_the_queue_fails_immediately(plaid):
     report = plaid.add_report()
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         await client.relay.create([report], "first")
-        throttle = client._transport._admission.throttles[CREATE]
+        throttle = throttle_of(client, CREATE)
         throttle.rate = AdaptiveRate(0.1, 0.1)
         await client.relay.create([report], "second")
         await client.relay.create([report], "third")
@@ -391,7 +436,7 @@ async def test_a_call_whose_attempts_were_not_sent_reports_that():
     now = asyncio.get_running_loop().time
 
     def hold_up(_):
-        decline(client._transport._admission.throttles[CREATE], now(), 100.0)
+        decline(throttle_of(client, CREATE), now(), 100.0)
 
     async with RelayClient(OWNER, base_url="http://127.0.0.1:9", retry=QUICK, on_retry=hold_up) as client:
         with pytest.raises(WaitTooLongError) as caught:
@@ -406,7 +451,7 @@ async def test_a_creation_is_not_sent_shortly_before_its_deadline(plaid):
     async with RelayClient(OWNER, base_url=plaid.url) as client:
         for path in (CREATE, GET):
             decline(
-                client._transport._admission.throttles[path],
+                throttle_of(client, path),
                 asyncio.get_running_loop().time(),
                 0.4,
                 own_delay=0.4,
@@ -424,8 +469,8 @@ async def test_a_deadline_ends_the_wait_in_the_queue(plaid):
     report = plaid.add_report()
     plaid.fail(Fault(path=CREATE, stall=5, times=1))
     async with RelayClient(OWNER, base_url=plaid.url) as client:
-        throttle = client._transport._admission.throttles[CREATE]
-        async with throttle.queue(bulk=False):
+        throttle = throttle_of(client, CREATE)
+        async with throttle.queue.head(bulk=False):
             started = time.monotonic()
             with pytest.raises(WaitTooLongError, match="longer wait than this call allows"):
                 await client.relay.create([report], "p", timeout=0.1)

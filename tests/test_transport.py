@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from support import OWNER, QUICK, RecordingJournal
+from support import OWNER, QUICK, RecordingJournal, throttle_of
 from virtual_clock import run_virtually
 
 from plaid_relay_async import (
@@ -195,7 +195,7 @@ async def test_an_error_of_the_rate_limit_hook_is_not_an_unknown_outcome(plaid, 
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert (caught.value.attempts, caught.value.sent) == (1, True)
         # The pause applies nevertheless.
-        assert client._transport._admission.throttles[CREATE].pause_count == 1
+        assert throttle_of(client, CREATE).breaker.pause_count == 1
 
 
 async def test_a_lost_refresh_is_not_repeated(plaid, client, partner):

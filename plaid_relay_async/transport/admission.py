@@ -25,7 +25,7 @@ from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport.authentication import Authenticator, errors_as_not_sent
 from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
 from plaid_relay_async.transport.statistics import Counters
-from plaid_relay_async.transport.throttle import Throttle
+from plaid_relay_async.transport.throttle import Throttle, Ticket
 
 if TYPE_CHECKING:
     from plaid_relay_async.transport.authentication import Authentication
@@ -38,6 +38,7 @@ class CallState(Generic[R]):
     """The state of a call with all its attempts.
 
     Attributes:
+        throttle: the throttle that all calls of the operation share.
         now: returns the event loop's time.
         deadline: the event loop's time at which the call ends; `None` for no limit. Queueing extends it.
         response_reserve: the seconds that must be left for a response when an attempt is sent.
@@ -55,6 +56,7 @@ class CallState(Generic[R]):
     endpoint: Endpoint[Any, R]
     request: Any
     policy: RetryPolicy
+    throttle: Throttle
     now: Callable[[], float]
     gate: AttemptGate | None
     body_writer: BodyWriter | None
@@ -64,11 +66,11 @@ class CallState(Generic[R]):
     uncounted_rounds: int = 0
     attempts: int = 0
     sent: bool = False
-    ticket: float = 0.0
     in_doubt_error: PlaidRelayError | None = None
     last_result: Any = None
     wait_scope: asyncio.Timeout | None = None
     deferred_cancellation: asyncio.CancelledError | None = None
+    ticket: Ticket = field(init=False)
 
     @property
     def bulk(self) -> bool:
@@ -153,11 +155,7 @@ class Admission:
         for scope in scopes:
             scope.reschedule(0.0)
         for throttle in self.throttles.values():
-            throttle.wake_head()
-
-    def throttle_of(self, call: CallState[Any]) -> Throttle:
-        """Return the throttle that all calls of the same operation share."""
-        return self.throttles[call.endpoint.path]
+            throttle.queue.wake_head()
 
     async def admit(self, call: CallState[Any]) -> Authentication:
         """Wait until an attempt may start, and return its credentials.
@@ -170,105 +168,35 @@ class Admission:
             ConfigurationError: the source of the credentials didn't return `Credentials`.
             ClientClosedError: the client was closed during a wait.
         """
-        throttle = self.throttle_of(call)
+        throttle, slots = call.throttle, self.session.slots
         while True:
             if self.rate_limiter is not None or not throttle.can_start(call.now()):
-                await self._wait_in_queue(call, throttle)
+                await self._wait_in_queue(call)
             # The waits below may take long. If a pause begins during them, the ticket is void and the loop
             # starts again.
             call.ticket = throttle.issue_ticket(call.now())
             if self.rate_limiter is None:
-                if self.session.slots.locked():
-                    await self._wait_for_connection(call, throttle)
+                if slots.locked():
+                    await self._wait_for_connection(call)
                 else:
                     # A slot is free, so this doesn't wait, and can't be cancelled.
-                    await self.session.slots.acquire()
-            try:
-                # Only a source of credentials can wait. Fixed credentials need no scope, which takes time.
-                if callable(self.authenticator.identity):
-                    async with self.while_open():
-                        authentication = await self.authenticator.authenticate(call.send_deadline)
-                else:
-                    authentication = await self.authenticator.authenticate(call.send_deadline)
-            except BaseException:
-                self.release(call)
-                raise
-            if throttle.is_current(call.ticket):
+                    await slots.acquire()
+            authentication = self.authenticator.fixed or await self._fetch_authentication(call)
+            if throttle.breaker.is_current(call.ticket):
                 return authentication
             # A pause began in the meantime. One unused permit is kept for the first attempt after it; more
             # would lead to a burst.
-            throttle.has_unused_permit = self.rate_limiter is not None
+            throttle.queue.has_unused_permit = self.rate_limiter is not None
             self.release(call)
 
     def release(self, call: CallState[Any]) -> None:
         """Release the connection slot of an attempt that has ended."""
         self.session.slots.release()
-        self.throttle_of(call).attempt_ended(call.now(), call.ticket)
+        if call.ticket.is_probe:
+            call.throttle.probe_ended(call.now(), call.ticket)
 
-    async def _wait_in_queue(self, call: CallState[Any], throttle: Throttle) -> None:
-        """Wait in the queue for the pause and the rate and, with a limiter, for a permit and a slot."""
-        if not throttle.can_start(call.now()):
-            # Fail before queueing if it is known that the wait would be too long.
-            self._check_wait(call, throttle, throttle.expected_wait(call.now(), throttle.calls_ahead))
-        queue_wait = _QueueWait(call, throttle)
-        with self.counters.count_queue_wait(throttle.queueing_time):
-            try:
-                async with queue_wait.timeout(), throttle.queue(bulk=call.bulk):
-                    await self._wait_at_head(queue_wait)
-            except TimeoutError:
-                raise self._wait_too_long_error(
-                    throttle.expected_wait(call.now(), throttle.calls_ahead)
-                ) from None
-            finally:
-                queue_wait.exclude_from_deadline()
-
-    async def _wait_at_head(self, queue_wait: _QueueWait) -> None:
-        """Wait at the head of the queue.
-
-        The limiter comes after the pause, and only the head of the queue calls it. So there is at most one
-        unused permit when a pause begins, and it is kept for the first attempt after the pause.
-        """
-        call, throttle = queue_wait.call, queue_wait.throttle
-        while True:
-            while (wait := throttle.seconds_until_start(call.now())) > 0:
-                self.session.get_exchange()  # raises if the client was closed during the wait
-                queue_wait.exclude_from_deadline()
-                self._check_wait(call, throttle, throttle.expected_wait(call.now()))
-                await throttle.wait_at_head(wait)
-            if self.rate_limiter is None:
-                return
-            if not throttle.has_unused_permit:
-                await self._acquire_permit(call, throttle, self.rate_limiter)
-                continue
-            async with self.while_open():
-                with throttle.queueing_time.measure("connection", call.now):
-                    await self.session.slots.acquire()
-            if throttle.seconds_until_start(call.now()) <= 0:
-                throttle.has_unused_permit = False
-                return
-            # A pause began during the wait for the slot. Other operations can use the slot until it ends.
-            self.session.slots.release()
-
-    def _check_wait(self, call: CallState[Any], throttle: Throttle, wait: float) -> None:
-        exceeds_max_pause = throttle.open_until - call.now() > call.policy.max_pause
-        # A bulk call has no deadline for this wait, but the policy limits every pause.
-        if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
-            raise self._wait_too_long_error(wait, exceeds_max_pause=exceeds_max_pause)
-
-    def _wait_too_long_error(self, wait: float, *, exceeds_max_pause: bool = False) -> WaitTooLongError:
-        return WaitTooLongError(
-            "Plaid's limit requires a longer wait than this call allows",
-            retry_after=wait,
-            exceeds_max_pause=exceeds_max_pause,
-        )
-
-    async def _acquire_permit(self, call: CallState[Any], throttle: Throttle, limiter: RateLimiter) -> None:
-        async with self.while_open():
-            with throttle.queueing_time.measure("limiter", call.now), errors_as_not_sent("the rate limiter"):
-                await limiter.acquire(call.endpoint.path)
-        throttle.has_unused_permit = True
-
-    async def _wait_for_connection(self, call: CallState[Any], throttle: Throttle) -> None:
+    async def _wait_for_connection(self, call: CallState[Any]) -> None:
+        """Wait with a ticket for a connection slot; the wait doesn't count against the deadline."""
         started = call.now()
         try:
             with self.counters.count_wait("connection"):
@@ -276,9 +204,84 @@ class Admission:
                     await self.session.slots.acquire()
         except BaseException:
             # The attempt doesn't start, so the next probe needn't wait for its end.
-            throttle.attempt_ended(call.now(), call.ticket)
+            if call.ticket.is_probe:
+                call.throttle.probe_ended(call.now(), call.ticket)
             raise
         call.extend_deadline(call.now() - started)
+
+    async def _fetch_authentication(self, call: CallState[Any]) -> Authentication:
+        """Return the credentials from their source. If that fails, the attempt has ended."""
+        try:
+            async with self.while_open():
+                return await self.authenticator.authenticate(call.send_deadline)
+        except BaseException:
+            self.release(call)
+            raise
+
+    async def _wait_in_queue(self, call: CallState[Any]) -> None:
+        """Wait in the queue for the pause and the rate and, with a limiter, for a permit and a slot."""
+        throttle = call.throttle
+        if not throttle.can_start(call.now()):
+            # Fail before queueing if it is known that the wait would be too long.
+            _check_wait(call, throttle.queue.calls_ahead)
+        queue_wait = _QueueWait(call)
+        with self.counters.count_queue_wait(throttle.queue.time):
+            try:
+                async with queue_wait.timeout(), throttle.queue.head(bulk=call.bulk):
+                    await self._wait_at_head(call, queue_wait)
+            except TimeoutError:
+                wait = throttle.expected_wait(call.now(), throttle.queue.calls_ahead)
+                raise _wait_too_long_error(wait) from None
+            finally:
+                queue_wait.exclude_from_deadline()
+
+    async def _wait_at_head(self, call: CallState[Any], queue_wait: _QueueWait) -> None:
+        """Wait at the head of the queue.
+
+        The limiter comes after the pause, and only the head of the queue calls it. So there is at most one
+        unused permit when a pause begins, and it is kept for the first attempt after the pause.
+        """
+        throttle, queue = call.throttle, call.throttle.queue
+        while True:
+            while (wait := throttle.seconds_until_start(call.now())) > 0:
+                self.session.get_exchange()  # raises if the client was closed during the wait
+                queue_wait.exclude_from_deadline()
+                _check_wait(call, 0)
+                await queue.wait_at_head(wait)
+            if self.rate_limiter is None:
+                return
+            if not queue.has_unused_permit:
+                async with self.while_open():
+                    with queue.time.measure("limiter", call.now), errors_as_not_sent("the rate limiter"):
+                        await self.rate_limiter.acquire(call.endpoint.path)
+                queue.has_unused_permit = True
+                continue
+            async with self.while_open():
+                with queue.time.measure("connection", call.now):
+                    await self.session.slots.acquire()
+            if throttle.seconds_until_start(call.now()) <= 0:
+                queue.has_unused_permit = False
+                return
+            # A pause began during the wait for the slot. Other operations can use the slot until it ends.
+            self.session.slots.release()
+
+
+def _check_wait(call: CallState[Any], ahead: int) -> None:
+    """Raise WaitTooLongError if the wait of a call with a number of calls ahead is known to be too long."""
+    now, throttle = call.now(), call.throttle
+    wait = throttle.expected_wait(now, ahead)
+    exceeds_max_pause = throttle.breaker.open_until - now > call.policy.max_pause
+    # A bulk call has no deadline for this wait, but the policy limits every pause.
+    if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
+        raise _wait_too_long_error(wait, exceeds_max_pause=exceeds_max_pause)
+
+
+def _wait_too_long_error(wait: float, *, exceeds_max_pause: bool = False) -> WaitTooLongError:
+    return WaitTooLongError(
+        "Plaid's limit requires a longer wait than this call allows",
+        retry_after=wait,
+        exceeds_max_pause=exceeds_max_pause,
+    )
 
 
 # The minimum number of seconds between two checks of a queued call's deadline. Queueing moves the deadline,
@@ -295,7 +298,6 @@ class _QueueWait:
     """
 
     call: CallState[Any]
-    throttle: Throttle
     _excluded_until: float = field(init=False)
     _timer: asyncio.TimerHandle = field(init=False)
 
@@ -305,7 +307,7 @@ class _QueueWait:
     def _queueing_clock(self) -> float:
         """Return the seconds of a clock that runs only during waits that don't count against the deadline."""
         now = self.call.now()
-        return now if self.call.bulk else self.throttle.queueing_time.total_seconds(now)
+        return now if self.call.bulk else self.call.throttle.queue.time.total_seconds(now)
 
     def exclude_from_deadline(self) -> None:
         """Exclude the queueing so far from the deadline."""

@@ -51,11 +51,15 @@ class Authenticator:
     Attributes:
         identity: the credentials, their source, or a gateway key.
         credentials_in: where Plaid's credentials go.
+        fixed: the credentials, the same for all attempts; `None` if they have a source.
     """
 
     identity: Identity
     credentials_in: Literal["headers", "body"]
-    _cached: Authentication | None = field(default=None, init=False)
+    fixed: Authentication | None = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.fixed = None if callable(self.identity) else self._authentication_of(self.identity)
 
     @property
     def header_names(self) -> frozenset[str]:
@@ -74,13 +78,10 @@ class Authenticator:
             NotSentError: the source raised, or took too long.
             ConfigurationError: the source didn't return `Credentials`.
         """
-        # Credentials that don't come from a source are the same for all attempts.
-        if self._cached is not None:
-            return self._cached
-        if not callable(self.identity):
-            self._cached = self._authentication_of(self.identity)
-            return self._cached
-        return self._authentication_of(await self._fetch_credentials(self.identity, deadline))
+        if callable(self.identity):
+            return self._authentication_of(await self._fetch_credentials(self.identity, deadline))
+        assert self.fixed is not None  # noqa: S101  # the identity isn't a source
+        return self.fixed
 
     async def client_id(self, deadline: float | None) -> str | None:
         """Return the client ID, or `None` if a gateway adds it. Raises the errors of `authenticate`."""

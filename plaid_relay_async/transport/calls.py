@@ -64,6 +64,9 @@ class Transport:
     Args:
         drains: counts the client's drains, including those of batches.
         on_late_outcome: receives the outcomes of cancelled calls; see `LateOutcomes.report_call`.
+
+    Attributes:
+        throttles: the throttle of each operation, by path.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Transport:
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
         self._admission = Admission(session, authenticator, rate_limiter, self._counters)
+        self.throttles: Final = self._admission.throttles
         self._retries = Retries(self._admission, on_retry)
 
     async def call(
@@ -126,7 +130,8 @@ class Transport:
         started = now()
         deadline = None if total is None else started + total
         reserve = self._response_reserve(endpoint, total)
-        call = CallState(endpoint, request, policy, now, gate, body_writer, deadline, reserve)
+        throttle = self.throttles[endpoint.path]
+        call = CallState(endpoint, request, policy, throttle, now, gate, body_writer, deadline, reserve)
         outcome = "cancelled"
         result: Any = None
         try:
@@ -226,7 +231,7 @@ class Transport:
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""
-        rates = {path: throttle.rate.per_second for path, throttle in self._admission.throttles.items()}
+        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
         finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
         return self._counters.snapshot(connections=self._session.connections, rates=finite_rates)
 
@@ -302,7 +307,7 @@ class Transport:
         call.sent |= certainty is not Certainty.NOT_SENT
         # Only a definitive response shows that the server accepted the attempt.
         if certainty is Certainty.DEFINITIVE:
-            self._admission.throttle_of(call).record_accepted(call.now(), call.ticket)
+            call.throttle.record_accepted(call.now(), call.ticket)
 
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         exchange, endpoint = self._session.get_exchange(), call.endpoint

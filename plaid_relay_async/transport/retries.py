@@ -83,7 +83,7 @@ class Retries:
     """Decides whether a call is retried, from what its attempt proves, the policy, and the remaining time.
 
     Attributes:
-        admission: has the throttle of each operation, and the waits that end when the client is closed.
+        admission: has the rate limiter, the counters, and the waits that end when the client is closed.
         on_retry: the caller's function that is called before each retry, if there is one.
     """
 
@@ -137,7 +137,7 @@ class Retries:
             RateLimitError: the pauses exceed the retry policy's `max_pause`.
             PlaidRelayError: the rate limiter raised, which ends the call.
         """
-        throttle, rate_limited = self.admission.throttle_of(call), getattr(error, "status", None) == 429
+        throttle, rate_limited = call.throttle, getattr(error, "status", None) == 429
         retry_after = getattr(error, "retry_after", None)
         delay = throttle.record_declined(
             call.now(),
@@ -150,12 +150,12 @@ class Retries:
         # doesn't count as an attempt.
         call.uncounted_rounds += call.bulk
         hook_error = self._notify_rate_limiter(call, retry_after) if rate_limited else None
-        if max(delay, throttle.total_pause) > call.policy.max_pause:
+        if max(delay, throttle.breaker.total_pause) > call.policy.max_pause:
             # Planned maintenance becomes a RateLimitError as well: the remedy is to wait in both cases.
             raise reclassify(error, RateLimitError, exceeds_max_pause=True) from hook_error
         if hook_error is not None:
             raise error from hook_error
-        wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.calls_ahead)
+        wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.queue.calls_ahead)
         fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
         return wait if fits else None
 

@@ -15,7 +15,7 @@ from attrs import define, field, fields, frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from plaid_relay_async.transport.throttle import QueueingTime
+    from plaid_relay_async.transport.queueing import QueueingTime
 
 
 def _read_only(numbers: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The throttle of one operation: a circuit breaker and an adaptive rate.
+"""The throttle of one operation: a circuit breaker, an adaptive rate and a queue.
 
 Until an attempt is declined, nothing is delayed. A declined attempt (a 429, planned maintenance, or a gateway
 that can't reach Plaid) opens the circuit breaker for the pause that the server requests, or for a backoff if
@@ -11,27 +11,179 @@ little less than the declined rate, or to what the server accepted in the meanti
 rate delays calls it increases, slowly at first and then faster, until the next 429. How fast depends on the
 time over which the rate was measured: a rate that was measured within seconds grows within seconds, one that
 was measured over a minute grows within minutes. A few isolated 429s don't change the rate.
+
+All times are the event loop's, in seconds, and are passed in. The constants of both classes were chosen by
+simulation, with the rate limits of tests/rate_harness.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import enum
 import math
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, field, frozen
+
+from plaid_relay_async.transport.queueing import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable
 
-# The values were chosen by simulation, with the rate limits of tests/rate_harness.py. Times are in seconds.
+# ------------------------------------------------------------------------------------ the circuit breaker
 
-# The new rate is at most this share of the declined rate. After a pause shorter than `_SHORT_PAUSE`, it is at
-# least half of the declined rate.
+# Seconds. A server's delay that is shorter is raised to the client's own backoff, because a batch would
+# otherwise repeat its requests as fast as the network allows.
+_MIN_SERVER_DELAY = 1.0
+
+# Seconds after which another probe is sent although the last one has not ended: its response may be lost.
+_PROBE_INTERVAL = 5.0
+
+# Seconds without an attempt after which earlier pauses no longer add up: a call that is declined each night
+# must not use up the `max_pause` of a batch.
+_PAUSES_MEMORY = 300.0
+
+
+class BreakerState(enum.Enum):
+    """The states of a circuit breaker.
+
+    A declined attempt opens it from any state, the first probe makes an open breaker half-open, and an
+    accepted probe closes it.
+    """
+
+    CLOSED = "closed"  # attempts start as the adaptive rate allows
+    OPEN = "open"  # no attempt starts before the end of the pause
+    HALF_OPEN = "half-open"  # one attempt at a time is sent as a probe
+
+
+@frozen(eq=False)
+class Ticket:
+    """What an attempt receives when it passes the throttle, and presents with its result.
+
+    Attributes:
+        issued_at: the time at which the attempt passed the throttle.
+        declines: the number of attempts that the server had declined by then. Once it has declined another
+            one, the ticket is void: its attempt may not start any more, or its result is older than that.
+        is_probe: whether the attempt is a probe.
+    """
+
+    issued_at: float
+    declines: int
+    is_probe: bool = False
+
+
+@define(eq=False)
+class Trip:
+    """What is known about the limit that opened the circuit breaker.
+
+    Attributes:
+        declined_at: the time of the response that opened it.
+        ticket: the ticket of that attempt.
+        rate_limited: whether all attempts that were declined since then got a 429.
+        own_pause: whether the client chose the pause: no response requested one, and no probe was declined.
+        contradicted: whether the server accepted an attempt that had started after the declined one.
+    """
+
+    declined_at: float
+    ticket: Ticket
+    rate_limited: bool
+    own_pause: bool
+    contradicted: bool = False
+
+
+@define(eq=False)
+class CircuitBreaker:
+    """The pauses of an operation, and the probes after them.
+
+    Attributes:
+        state: closed, open, or half-open.
+        next_start: the earliest time of the next attempt, as far as the breaker is concerned.
+        open_until: the end of the server's pause.
+        total_pause: the seconds of all pauses since the last accepted attempt.
+        pause_count: the number of these pauses.
+        declines: the number of attempts that the server has declined.
+    """
+
+    state: BreakerState = BreakerState.CLOSED
+    next_start: float = 0.0
+    open_until: float = 0.0
+    total_pause: float = 0.0
+    pause_count: int = 0
+    declines: int = 0
+    _latest_probe: Ticket | None = None
+    _trip: Trip = field(init=False)  # set when the breaker opens
+
+    def is_current(self, ticket: Ticket) -> bool:
+        """Return whether the server has declined no attempt since the ticket was issued."""
+        return ticket.declines == self.declines
+
+    def issue_probe(self, now: float) -> Ticket:
+        """Let a probe pass. The next one follows when it has ended, or after `_PROBE_INTERVAL`."""
+        if now - self.next_start > _PAUSES_MEMORY:
+            self.total_pause, self.pause_count = 0.0, 0
+        self.state, self.next_start = BreakerState.HALF_OPEN, now + _PROBE_INTERVAL
+        self._latest_probe = Ticket(now, self.declines, is_probe=True)
+        return self._latest_probe
+
+    def probe_ended(self, now: float, ticket: Ticket) -> None:
+        """Note that a probe has ended. If it was the latest one, the next one needn't wait any longer."""
+        if ticket is self._latest_probe:
+            self.next_start = max(now, self.open_until)
+
+    def record_declined(
+        self,
+        now: float,
+        ticket: Ticket,
+        retry_after: float | None,
+        own_delay: Callable[[int], float],
+        *,
+        rate_limited: bool,
+    ) -> float:
+        """Open the breaker, or prolong its pause, and return the delay; see `Throttle.record_declined`."""
+        is_current, delay = self.is_current(ticket), retry_after or 0.0
+        # An attempt that started before the last declined one ended belongs to the same pause: no backoff is
+        # added.
+        if is_current and delay < _MIN_SERVER_DELAY:
+            delay = max(delay, own_delay(self.pause_count + 1))
+        if now >= self.open_until:
+            self.pause_count += 1
+        # Pauses that overlap count once.
+        pause_end = max(self.open_until, now + delay)
+        self.total_pause += pause_end - max(self.open_until, now)
+        self.open_until, self.next_start = pause_end, max(self.next_start, pause_end)
+        if self.state is BreakerState.CLOSED:
+            self._trip = Trip(now, ticket, rate_limited, own_pause=not retry_after)
+        else:
+            # If a pause is for maintenance as well, its length says nothing about the limit.
+            self._trip.rate_limited &= rate_limited
+            self._trip.own_pause &= not is_current and not retry_after
+        self.state = BreakerState.OPEN
+        self.declines += 1
+        return delay
+
+    def record_accepted(self, ticket: Ticket) -> Trip | None:
+        """Note that an attempt was accepted while the breaker wasn't closed.
+
+        If it is a probe that started after the last pause, close the breaker and return its trip.
+        """
+        if not self.is_current(ticket):
+            # It may have started after the declined one, and before the response to that arrived. Then the
+            # limit isn't used up.
+            self._trip.contradicted |= ticket.issued_at > self._trip.ticket.issued_at
+            return None
+        self.state, self.next_start, self._latest_probe = BreakerState.CLOSED, self.open_until, None
+        self.total_pause, self.pause_count = 0.0, 0
+        return self._trip
+
+
+# -------------------------------------------------------------------------------------- the adaptive rate
+
+# A share. The new rate is at most this share of the declined rate.
 _DECREASE_FACTOR = 0.92
+
+# Seconds. After a pause that is shorter than `_SHORT_PAUSE`, the new rate is at least this share of the
+# declined rate: a limit that is over so soon isn't far below it.
 _SHORT_PAUSE = 5.0
+_MAX_DECREASE = 0.5
 
 # After n periods the rate is base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**n - 1)), so it is 1 % higher
 # after the first period. After `_MAX_STEPS` periods it is too high to delay any call.
@@ -39,28 +191,23 @@ _INCREASE_STEP = 0.02
 _INCREASE_GROWTH = 1.5
 _MAX_STEPS = 100
 
-# The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of Plaid's
-# published limits. A rate that was measured from only a few accepted attempts may be due to chance, so the
-# period is also at most `_PERIOD_PER_ATTEMPT` times their number.
+# Seconds. The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of
+# Plaid's published limits. A rate that was measured from only a few accepted attempts may be due to chance,
+# so the period is also at most `_PERIOD_PER_ATTEMPT` times their number.
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
-# Accepted attempts older than this count for half, and pauses older than this aren't added to new ones.
-_MEMORY_SECONDS = 300.0
+# Seconds. Accepted attempts that are older count for half.
+_MEASUREMENT_MEMORY = 300.0
 
-# A `Retry-After` that is shorter than this is raised to the client's own backoff.
-_MIN_SERVER_DELAY = 1.0
+# Seconds. The measurement restarts if an attempt could have started, and none did for this time: the attempts
+# before say nothing about the limit.
+_IDLE_TIME = 5.0
 
 # An isolated 429 is no sign of a limit (see `Throttle._is_isolated`). There is a budget of them, of at most
 # `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted attempt adds `_ISOLATED_SHARE`.
 _ISOLATED_SHARE = 0.03
-_MAX_ISOLATED = 10
-
-# The time after which another probe is sent although the last one has not ended.
-_PROBE_INTERVAL = 5.0
-
-# The measurement restarts if an attempt could have started, and none did for this time.
-_IDLE_SECONDS = 5.0
+_MAX_ISOLATED = 10.0
 
 
 @define(eq=False)
@@ -69,231 +216,128 @@ class AdaptiveRate:
 
     Attributes:
         per_second: attempts per second; infinite until the first 429.
-        base: the rate after the last decrease, from which it increases.
-        isolated_budget: the number of 429s that may still count as isolated.
+        next_start: the earliest time of the next attempt, as far as the rate is concerned.
     """
 
     per_second: float = math.inf
-    base: float = math.inf
-    isolated_budget: float = _MAX_ISOLATED
+    _base: float = math.inf  # the rate after the last decrease, from which it increases
     _period: float = _MAX_PERIOD
-    _delayed_seconds: float = 0.0
-    _measured_since: float = 0.0
-    _accepted: float = 0.0
+    next_start: float = field(default=-math.inf, init=False)
+    _delayed_seconds: float = field(default=0.0, init=False)
+    _last_activity: float = field(default=-math.inf, init=False)
+    _measured_since: float = field(default=0.0, init=False)
+    _accepted: float = field(default=0.0, init=False)
+    _isolated_budget: float = field(default=_MAX_ISOLATED, init=False)  # 429s that may still be isolated
 
-    def start_measurement(self, now: float) -> None:
-        """Restart the measurement of accepted attempts."""
-        self._measured_since, self._accepted = now, 0.0
+    def start_attempt(self, now: float) -> None:
+        """Note that an attempt starts while the circuit breaker is closed."""
+        gap = 1 / self.per_second
+        if now - self._last_activity > _IDLE_TIME + gap:
+            self._measured_since, self._accepted = now, 0.0
+        self._last_activity = now
+        if gap:
+            # The rate increases only while it is what delays the calls.
+            if now < self.next_start + gap:
+                self._increase(gap)
+            self.next_start = max(self.next_start + gap, now)
 
     def count_accepted(self, now: float) -> None:
         """Count an accepted attempt."""
+        self._last_activity = now
         self._accepted += 1
-        self.isolated_budget = min(self.isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
+        self._isolated_budget = min(self._isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
         # Halving both the time and the count makes recent attempts weigh more than old ones.
-        if now - self._measured_since > _MEMORY_SECONDS:
+        if now - self._measured_since > _MEASUREMENT_MEMORY:
             self._measured_since, self._accepted = (self._measured_since + now) / 2, self._accepted / 2
 
-    def increase(self, seconds: float) -> None:
+    def count_declined(self) -> None:
+        """Count a declined attempt."""
+        self._isolated_budget -= 1
+
+    def resume(self, now: float, trip: Trip, open_until: float) -> None:
+        """Decrease the rate if the circuit breaker, which has just closed, was tripped by a rate limit."""
+        # The 429 is isolated if the server accepted an attempt that started after the declined one, or if it
+        # requested no pause and accepted the next attempt.
+        accepts_more = trip.contradicted or trip.own_pause
+        if not (trip.rate_limited and accepts_more and self._isolated_budget >= 0):
+            if trip.rate_limited:
+                # A pause that the client chose says nothing about the server, so it isn't part of the
+                # measurement.
+                self._decrease(trip.declined_at, trip.declined_at if trip.own_pause else open_until)
+            self._measured_since, self._accepted = now, 0.0
+        self.next_start = now + 1 / self.per_second
+
+    def _increase(self, seconds: float) -> None:
         """Increase the rate after it has delayed an attempt by a number of seconds."""
         self._delayed_seconds += seconds
         steps = min(self._delayed_seconds / self._period, _MAX_STEPS)
-        self.per_second = self.base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
+        self.per_second = self._base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
 
-    def decrease(self, declined_at: float, pause_end: float) -> None:
+    def _decrease(self, declined_at: float, pause_end: float) -> None:
         """Decrease the rate after a 429.
 
         The pause counts as time of the measurement, because the server accepts nothing in it: fifty attempts
         and a pause until the end of the minute mean fifty a minute.
-
-        Args:
-            declined_at: the time of the 429.
-            pause_end: the end of the server's pause; `declined_at` if the server requested none.
         """
         # Without an accepted attempt nothing is known about the limit: other clients may have used it up.
         if not self._accepted:
             return
         seconds = max(pause_end - self._measured_since, 0.001)
-        self.base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
+        self._base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
         if pause_end - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
-            self.base = max(self.base, self.per_second / 2)
-        self.per_second, self._delayed_seconds, self.isolated_budget = self.base, 0.0, _MAX_ISOLATED
+            self._base = max(self._base, _MAX_DECREASE * self.per_second)
+        self.per_second, self._delayed_seconds, self._isolated_budget = self._base, 0.0, _MAX_ISOLATED
         self._period = min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * self._accepted)
 
 
-@define(eq=False)
-class _Trip:
-    """The opening of the circuit breaker by a declined attempt.
-
-    Attributes:
-        at: the time of the response.
-        ticket: the ticket of the declined attempt.
-        rate_limited: whether it and all attempts declined since then got a 429.
-        own_pause: whether the pause is only the client's own choice: no response requested one, and no
-            declined probe has confirmed that it is needed.
-        contradicted: whether the server accepted an attempt that started later.
-    """
-
-    at: float
-    ticket: float
-    rate_limited: bool
-    own_pause: bool
-    contradicted: bool = False
-
-
-@define(eq=False)
-class QueueingTime:
-    """The seconds that the head of a queue has waited for the rate limiter or a slot, by reason.
-
-    All calls in the queue wait for its head, and none of this time counts against a deadline.
-    """
-
-    _seconds: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
-    _reason: str | None = None
-    _since: float = 0.0
-
-    @contextlib.contextmanager
-    def measure(self, reason: str, clock: Callable[[], float]) -> Iterator[None]:
-        """Measure a wait of the head of the queue."""
-        self._reason, self._since = reason, clock()
-        try:
-            yield
-        finally:
-            self._seconds[reason] += clock() - self._since
-            self._reason = None
-
-    def by_reason(self, now: float) -> dict[str, float]:
-        """Return the seconds by reason, including a wait that has not ended."""
-        seconds = self._seconds.copy()
-        if self._reason is not None:
-            seconds[self._reason] += now - self._since
-        return seconds
-
-    def total_seconds(self, now: float) -> float:
-        """Return the seconds for all reasons together."""
-        return sum(self.by_reason(now).values())
+# ------------------------------------------------------------------------------------------- the throttle
 
 
 @define(eq=False)
 class Throttle:
-    """The circuit breaker, the adaptive rate and the queue of one operation.
-
-    All times are the event loop's, in seconds. A ticket is the time at which an attempt passed the throttle.
+    """What an attempt of one operation passes before it starts, and what its result is reported to.
 
     Attributes:
+        breaker: the circuit breaker.
         rate: the adaptive rate.
-        open_until: the end of the server's pause; the circuit breaker is open until then.
-        total_pause: the seconds of all pauses since the last accepted attempt.
-        pause_count: the number of these pauses.
-        declined_at: the time at which the server last declined an attempt; older tickets are void.
-        queue_length: the number of calls in the queue.
-        queueing_time: the time that the head of the queue has waited for the rate limiter or a slot.
-        has_unused_permit: whether the rate limiter has granted a permit that no attempt has used yet.
+        queue: the calls that wait for either of them, or for the rate limiter.
     """
 
+    breaker: CircuitBreaker = field(factory=CircuitBreaker)
     rate: AdaptiveRate = field(factory=AdaptiveRate)
-    open_until: float = 0.0
-    total_pause: float = 0.0
-    pause_count: int = 0
-    declined_at: float = -math.inf
-    queue_length: int = 0
-    queueing_time: QueueingTime = field(factory=QueueingTime)
-    has_unused_permit: bool = False
-    # The queue: a bulk call takes the bulk lock before the head lock, an interactive call only the head lock.
-    _interactive_count: int = 0
-    _head_lock: asyncio.Lock = field(factory=asyncio.Lock)
-    _bulk_lock: asyncio.Lock = field(factory=asyncio.Lock)
-    _wake_event: asyncio.Event = field(factory=asyncio.Event)
-    # The circuit breaker: set from the first declined attempt until a probe is accepted.
-    _trip: _Trip | None = None
-    # The earliest time of the next attempt, by the rate or by the interval of probes.
-    _next_start: float = -math.inf
-    _probe_ticket: float = -math.inf
-    _last_activity: float = -math.inf
-
-    # ------------------------------------------------------------------------------------- the queue
-
-    @contextlib.asynccontextmanager
-    async def queue(self, *, bulk: bool) -> AsyncIterator[None]:
-        """Wait in the queue until the call is its head; interactive calls go before bulk calls."""
-        self.queue_length += 1
-        self._interactive_count += not bulk
-        try:
-            # Only one bulk call at a time waits for the head lock, so an interactive call waits for at most
-            # one of them.
-            async with self._bulk_lock if bulk else contextlib.nullcontext(), self._head_lock:
-                yield
-        finally:
-            self.queue_length -= 1
-            self._interactive_count -= not bulk
+    queue: Queue = field(factory=Queue)
 
     def can_start(self, now: float) -> bool:
         """Return whether an attempt may start without queueing."""
-        return not self.queue_length and self.seconds_until_start(now) <= 0
+        return now >= self.rate.next_start and now >= self.breaker.next_start and not self.queue.length
 
     def seconds_until_start(self, now: float) -> float:
         """Return the seconds until the head of the queue may start; 0 or less means immediately."""
-        return max(self.open_until, self._next_start) - now
-
-    @property
-    def calls_ahead(self) -> int:
-        """The number of calls before an interactive call that joins now: one bulk call may be the head."""
-        return self._interactive_count + (self.queue_length > self._interactive_count)
+        return max(self.rate.next_start, self.breaker.next_start) - now
 
     def expected_wait(self, now: float, ahead: int = 0) -> float:
         """Return the minimum seconds that a call with a number of calls ahead will wait, as known now."""
-        if self._trip is not None:
-            return max(self.open_until - now, 0.0)
+        # The first accepted probe ends the wait of all calls.
+        if self.breaker.state is not BreakerState.CLOSED:
+            return max(self.breaker.open_until - now, 0.0)
         return max(self.seconds_until_start(now), 0.0) + ahead / self.rate.per_second
 
-    async def wait_at_head(self, seconds: float) -> None:
-        """Wait at the head of the queue for some seconds, or until the probe ends or the client is closed."""
-        self._wake_event.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake_event.wait()
+    def issue_ticket(self, now: float) -> Ticket:
+        """Let an attempt pass, and return its ticket."""
+        if self.breaker.state is not BreakerState.CLOSED:
+            return self.breaker.issue_probe(now)
+        self.rate.start_attempt(now)
+        return Ticket(now, self.breaker.declines)
 
-    def wake_head(self) -> None:
-        """Make the head of the queue check again whether it has to wait."""
-        self._wake_event.set()
-
-    def issue_ticket(self, now: float) -> float:
-        """Let an attempt pass, and return its ticket, which is the current time."""
-        gap = 1 / self.rate.per_second
-        # After an idle time the attempts before it say nothing about the limit.
-        if now - self._last_activity > _IDLE_SECONDS + gap and self._trip is None:
-            self.rate.start_measurement(now)
-        if now - max(self._last_activity, self.open_until) > _MEMORY_SECONDS:
-            self.total_pause, self.pause_count = 0.0, 0
-        self._last_activity = now
-        if self._trip is not None:
-            self._probe_ticket = now
-            self._next_start = now + _PROBE_INTERVAL
-        elif gap:
-            # The rate increases only while it is what delays the calls.
-            if now < self._next_start + gap:
-                self.rate.increase(gap)
-            self._next_start = max(self._next_start + gap, now)
-        return now
-
-    # ----------------------------------------------------------------------------- results of attempts
-
-    def attempt_ended(self, now: float, ticket: float) -> None:
-        """Note that an attempt has ended. If it was the latest probe, the next one may start."""
-        if self._trip is not None and ticket == self._probe_ticket:
-            self._next_start = now
-            self._wake_event.set()
-
-    def is_current(self, ticket: float) -> bool:
-        """Return whether the attempt with this ticket started after the last declined one ended.
-
-        Only then is its result newer information than that decline.
-        """
-        return ticket >= self.declined_at
+    def probe_ended(self, now: float, ticket: Ticket) -> None:
+        """Note that a probe has ended, whatever its result. The head of the queue may be the next one."""
+        self.breaker.probe_ended(now, ticket)
+        self.queue.wake_head()
 
     def record_declined(
         self,
         now: float,
-        ticket: float,
+        ticket: Ticket,
         retry_after: float | None,
         own_delay: Callable[[int], float],
         *,
@@ -311,55 +355,13 @@ class Throttle:
         Returns:
             The delay in seconds.
         """
-        is_current = self.is_current(ticket)
-        delay = retry_after or 0.0
-        # An attempt that started before the last declined one ended belongs to the same pause: no backoff is
-        # added.
-        if is_current and delay < _MIN_SERVER_DELAY:
-            delay = max(delay, own_delay(self.pause_count + 1))
-        if now >= self.open_until:
-            self.pause_count += 1
-        # Pauses that overlap count once.
-        pause_end = max(self.open_until, now + delay)
-        self.total_pause += pause_end - max(self.open_until, now)
-        self.open_until, self.declined_at, self._last_activity = pause_end, now, now
-        self._trip_breaker(_Trip(now, ticket, rate_limited, not retry_after), is_current=is_current)
-        return delay
+        self.rate.count_declined()
+        return self.breaker.record_declined(now, ticket, retry_after, own_delay, rate_limited=rate_limited)
 
-    def _trip_breaker(self, trip: _Trip, *, is_current: bool) -> None:
-        self.rate.isolated_budget -= 1
-        if self._trip is None:
-            self._trip = trip
-            return
-        # If a pause is for maintenance as well, its length says nothing about the limit.
-        self._trip.rate_limited &= trip.rate_limited
-        self._trip.own_pause &= not is_current and trip.own_pause
-
-    def record_accepted(self, now: float, ticket: float) -> None:
+    def record_accepted(self, now: float, ticket: Ticket) -> None:
         """Note that the server accepted an attempt: its response was definitive."""
-        trip, self._last_activity = self._trip, now
-        if self.is_current(ticket):
-            self.total_pause, self.pause_count = 0.0, 0
+        if self.breaker.state is not BreakerState.CLOSED:
+            trip = self.breaker.record_accepted(ticket)
             if trip is not None:
-                self._close_breaker(now, trip)
-        # The attempt started after the declined one, and before the response to that arrived. So the limit
-        # isn't used up.
-        elif trip is not None and ticket > trip.ticket:
-            trip.contradicted = True
+                self.rate.resume(now, trip, self.breaker.open_until)
         self.rate.count_accepted(now)
-
-    def _close_breaker(self, now: float, trip: _Trip) -> None:
-        self._trip = None
-        if not self._is_isolated(trip):
-            if trip.rate_limited:
-                # A pause that the client chose says nothing about the server, so it isn't part of the
-                # measurement.
-                self.rate.decrease(trip.at, trip.at if trip.own_pause else self.open_until)
-            self.rate.start_measurement(now)
-        self._next_start = now + 1 / self.rate.per_second
-
-    def _is_isolated(self, trip: _Trip) -> bool:
-        # The server accepted an attempt that started after the declined one, or it requested no pause and
-        # accepted the next attempt.
-        accepts_more = trip.contradicted or trip.own_pause
-        return trip.rate_limited and accepts_more and self.rate.isolated_budget >= 0

@@ -192,8 +192,9 @@ class Admission:
     def release(self, call: CallState[Any]) -> None:
         """Release the connection slot of an attempt that has ended."""
         self.session.slots.release()
+        # The throttle needn't know of the end of other attempts: most are never delayed.
         if call.ticket.is_probe:
-            call.throttle.probe_ended(call.now(), call.ticket)
+            call.throttle.attempt_ended(call.now(), call.ticket)
 
     async def _wait_for_connection(self, call: CallState[Any]) -> None:
         """Wait with a ticket for a connection slot; the wait doesn't count against the deadline."""
@@ -204,8 +205,7 @@ class Admission:
                     await self.session.slots.acquire()
         except BaseException:
             # The attempt doesn't start, so the next probe needn't wait for its end.
-            if call.ticket.is_probe:
-                call.throttle.probe_ended(call.now(), call.ticket)
+            call.throttle.attempt_ended(call.now(), call.ticket)
             raise
         call.extend_deadline(call.now() - started)
 

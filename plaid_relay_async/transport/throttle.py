@@ -124,8 +124,8 @@ class CircuitBreaker:
         self._latest_probe = Ticket(now, self.declines, is_probe=True)
         return self._latest_probe
 
-    def probe_ended(self, now: float, ticket: Ticket) -> None:
-        """Note that a probe has ended. If it was the latest one, the next one needn't wait any longer."""
+    def attempt_ended(self, now: float, ticket: Ticket) -> None:
+        """Note that an attempt has ended. If it was the latest probe, the next one may start."""
         if ticket is self._latest_probe:
             self.next_start = max(now, self.open_until)
 
@@ -329,9 +329,9 @@ class Throttle:
         self.rate.start_attempt(now)
         return Ticket(now, self.breaker.declines)
 
-    def probe_ended(self, now: float, ticket: Ticket) -> None:
-        """Note that a probe has ended, whatever its result. The head of the queue may be the next one."""
-        self.breaker.probe_ended(now, ticket)
+    def attempt_ended(self, now: float, ticket: Ticket) -> None:
+        """Note that an attempt has ended, whatever its result. If it was a probe, the next one may start."""
+        self.breaker.attempt_ended(now, ticket)
         self.queue.wake_head()
 
     def record_declined(

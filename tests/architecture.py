@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies", "session"),
+    *(
+        "errors",
+        "private_files",
+        "cancellation",
+        "models",
+        "config",
+        "codec",
+        "deadlines",
+        "exchange",
+        "proxies",
+        "session",
+    ),
     *("transport", "outcomes", "batch"),
 )
 
@@ -29,6 +40,7 @@ class AllowedImports:
 
 MAP = {
     "errors": AllowedImports(),
+    "private_files": AllowedImports(("errors",)),
     "cancellation": AllowedImports(),
     "models": AllowedImports(("errors",), ("attrs",)),
     "config": AllowedImports(("errors",), ("attrs", "yarl")),
@@ -48,13 +60,16 @@ MAP = {
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "errors", "models", "outcomes", "batch"),
+        ("cancellation", "config", "errors", "private_files", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),
     "gateway": AllowedImports(
-        ("cancellation", "config", "errors", "exchange", "codec", "models", "session", "transport", "limits"),
-        ("aiohttp", "attrs", "prometheus_client"),
+        (
+            *("cancellation", "config", "errors", "private_files", "exchange", "codec", "models", "session"),
+            *("transport", "limits"),
+        ),
+        ("aiohttp", "attrs", "cattrs", "prometheus_client"),
     ),
     "cli": AllowedImports(
         (*CORE, "client", "limits", "journal", "simulator", "gateway", "__init__"),

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import HttpVersion11
 from attrs import frozen
 
-from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
+from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint, unique_members
 from plaid_relay_async.codec.records import plaid_field_names
 from plaid_relay_async.config import is_loopback, normalize_host
 from plaid_relay_async.errors import Hidden
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.error_responses import GatewayError
-from plaid_relay_async.gateway.keys import find_key, unique_members
+from plaid_relay_async.gateway.keys import find_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

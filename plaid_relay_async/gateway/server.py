@@ -30,7 +30,7 @@ from plaid_relay_async.gateway.callers import Callers
 from plaid_relay_async.gateway.connections import Listener, new_request_id
 from plaid_relay_async.gateway.error_responses import GatewayError
 from plaid_relay_async.gateway.forward import Upstream
-from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key
 from plaid_relay_async.gateway.metrics import Metrics
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport import Authenticator
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.gateway.access_control import RequestTarget
+    from plaid_relay_async.gateway.key_file import KeyFile
 
 _log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from plaid_relay_async import private_files
 from plaid_relay_async.errors import ConfigurationError, strip_traceback
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def create_file(path: Path) -> None:
         OSError: it can't be created.
     """
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        private_files.create_empty(path)
     check_files(path)
 
 
@@ -300,8 +301,8 @@ def check_files(path: Path) -> None:
         )
     # SQLite creates these files beside a database, and they contain its rows as well.
     files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]
-    for each in files if os.name == "posix" else ():
-        if each.exists() and each.stat().st_mode & 0o077:
+    for each in files:
+        if each.exists() and private_files.is_open_to_others(each.stat()):
             raise ConfigurationError(
                 f"{each}: file permissions are too open, and tokens may be stored in it; chmod 600 first"
             )

@@ -14,19 +14,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *(
-        "errors",
-        "private_files",
-        "cancellation",
-        "models",
-        "config",
-        "codec",
-        "deadlines",
-        "exchange",
-        "proxies",
-        "session",
-    ),
-    *("transport", "outcomes", "batch"),
+    *("errors", "hosts", "private_files", "cancellation", "models", "config", "codec", "deadlines"),
+    *("exchange", "proxies", "session", "transport", "outcomes", "batch"),
 )
 
 
@@ -40,19 +29,20 @@ class AllowedImports:
 
 MAP = {
     "errors": AllowedImports(),
+    "hosts": AllowedImports((), ("yarl",)),
     "private_files": AllowedImports(("errors",)),
     "cancellation": AllowedImports(),
     "models": AllowedImports(("errors",), ("attrs",)),
-    "config": AllowedImports(("errors",), ("attrs", "yarl")),
+    "config": AllowedImports(("errors", "hosts"), ("attrs", "yarl")),
     "codec": AllowedImports(("errors", "models"), ("attrs", "cattrs")),
     "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
-    "proxies": AllowedImports(("config", "errors"), ("attrs", "yarl")),
+    "proxies": AllowedImports(("config", "errors", "hosts"), ("attrs", "yarl")),
     "session": AllowedImports(
-        ("cancellation", "config", "errors", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
+        ("cancellation", "config", "errors", "hosts", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
     "transport": AllowedImports(
-        ("cancellation", "config", "errors", "codec", "models", "deadlines", "exchange", "session"),
+        ("cancellation", "config", "errors", "hosts", "codec", "models", "deadlines", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
@@ -60,14 +50,14 @@ MAP = {
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "errors", "private_files", "models", "outcomes", "batch"),
+        ("cancellation", "config", "errors", "hosts", "private_files", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),
     "gateway": AllowedImports(
         (
-            *("cancellation", "config", "errors", "private_files", "exchange", "codec", "models", "session"),
-            *("transport", "limits"),
+            *("cancellation", "config", "errors", "hosts", "private_files", "exchange", "codec", "models"),
+            *("session", "transport", "limits"),
         ),
         ("aiohttp", "attrs", "cattrs", "prometheus_client"),
     ),

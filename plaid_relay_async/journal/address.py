@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from plaid_relay_async import private_files
 from plaid_relay_async.errors import ConfigurationError, strip_traceback
+from plaid_relay_async.hosts import is_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,7 +219,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} in the journal's address must be an integer")
     for port in filter(None, str(arguments.get("port", "")).split(",")):
         _check_port(port)
-    for name, is_valid in (("host", _is_host), ("hostaddr", _is_ip_address)):
+    for name, is_valid in (("host", _is_server), ("hostaddr", _is_ip_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
     # libpq checks all other options itself, in the same way as at a real connection.
@@ -239,11 +240,8 @@ def _is_integer(value: object, minimum: int, maximum: int) -> bool:
         return False
 
 
-def _is_host(name: str) -> bool:
-    try:
-        return name.startswith("/") or bool(name.encode("idna"))
-    except UnicodeError:
-        return False
+def _is_server(name: str) -> bool:
+    return name.startswith("/") or is_host(name)  # libpq takes a path for the folder of a socket
 
 
 def _is_ip_address(address: str) -> bool:

@@ -27,7 +27,6 @@ from plaid_relay_async.config import (
     RetryPolicy,
     check_count,
     check_type,
-    normalize_host,
 )
 from plaid_relay_async.errors import (
     Certainty,
@@ -42,6 +41,7 @@ from plaid_relay_async.errors import (
     certainty_of,
     reason_of,
 )
+from plaid_relay_async.hosts import normalize_host
 from plaid_relay_async.transport import wire
 from plaid_relay_async.transport.admission import Admission, CallState
 from plaid_relay_async.transport.draining import Draining

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 CORE = (
-    *("errors", "hosts", "private_files", "cancellation", "models", "config", "codec", "deadlines"),
-    *("exchange", "proxies", "session", "transport", "outcomes", "batch"),
+    *("display", "errors", "hosts", "private_files", "cancellation", "models", "config", "codec"),
+    *("deadlines", "exchange", "proxies", "session", "transport", "outcomes", "batch"),
 )
 
 
@@ -28,13 +28,14 @@ class AllowedImports:
 
 
 MAP = {
-    "errors": AllowedImports(),
+    "display": AllowedImports(),
+    "errors": AllowedImports(("display",)),
     "hosts": AllowedImports((), ("yarl",)),
     "private_files": AllowedImports(("errors",)),
     "cancellation": AllowedImports(),
-    "models": AllowedImports(("errors",), ("attrs",)),
+    "models": AllowedImports(("display", "errors"), ("attrs",)),
     "config": AllowedImports(("errors", "hosts"), ("attrs", "yarl")),
-    "codec": AllowedImports(("errors", "models"), ("attrs", "cattrs")),
+    "codec": AllowedImports(("display", "errors", "models"), ("attrs", "cattrs")),
     "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "proxies": AllowedImports(("config", "errors", "hosts"), ("attrs", "yarl")),
@@ -50,7 +51,17 @@ MAP = {
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "errors", "hosts", "private_files", "models", "outcomes", "batch"),
+        (
+            "cancellation",
+            "config",
+            "display",
+            "errors",
+            "hosts",
+            "private_files",
+            "models",
+            "outcomes",
+            "batch",
+        ),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 
-from plaid_relay_async.errors import escape_unprintable
+from plaid_relay_async.display import escape_unprintable
 
 _MAX_LINE_LENGTH = 2_000  # characters of a line that is shown
 # The pattern matches Plaid's tokens and secrets, and keys of the gateway, and nothing else. It is this strict

@@ -28,7 +28,8 @@ from plaid_relay_async import private_files
 from plaid_relay_async.cli.formulas import neutralize
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.rescue import Rescue
-from plaid_relay_async.errors import is_visible, reason_of
+from plaid_relay_async.display import escape_json
+from plaid_relay_async.errors import reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 
 if TYPE_CHECKING:
@@ -314,22 +315,8 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         raise
 
 
-_CHECKED_ON_TERMINAL = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
-
-
 def _escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
-    """Return the data; for a terminal, with escapes of JSON in place of invisible characters."""
-    if not file.isatty():
-        return data
-    return _CHECKED_ON_TERMINAL.sub(_json_escape, data.decode(errors="backslashreplace")).encode()
-
-
-def _json_escape(character: re.Match[str]) -> str:
-    return (
-        character[0]
-        if is_visible(character[0])
-        else json.dumps(character[0])[1:-1].replace("\x7f", "\\u007f")
-    )
+    return escape_json(data) if file.isatty() else data
 
 
 def _wait_until_writable(file: io.FileIO) -> int:

@@ -20,6 +20,7 @@ from plaid_relay_async.codec.records import (
     describe_decode_error,
     plaid_field_names,
 )
+from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.errors import (
     Certainty,
     Hidden,
@@ -29,7 +30,6 @@ from plaid_relay_async.errors import (
     ResponseDecodeError,
     certainty_of,
     error_class_for,
-    escape_surrogates,
 )
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from plaid_relay_async.cli.identifiers import Shape, shape_of
 from plaid_relay_async.cli.messages import UsageError
-from plaid_relay_async.cli.rows import InputSource, creation_form
+from plaid_relay_async.cli.rows import creation_form
+from plaid_relay_async.cli.sources import InputSource
 
 REPORT = "assets-sandbox-1111"
 CHOICES = random.Random(5)

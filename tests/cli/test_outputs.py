@@ -22,7 +22,7 @@ from plaid_relay_async.cli.messages import UsageError, sanitize
 from plaid_relay_async.cli.output import Output, open_output
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.cli.rescue import Rescue
-from plaid_relay_async.cli.rows import FileRows
+from plaid_relay_async.cli.row_iterators import FileRows
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.simulator import Fault

@@ -79,6 +79,16 @@ MAP = {
     "__init__": AllowedImports((*CORE, "client")),
 }
 
+# What only one module may contain, as it is the home of a concept.
+HOMES = {
+    "0o600": "private_files",
+    "0o077": "private_files",
+    "flock(": "private_files",
+    "inet_aton": "hosts",
+    '"unicode_escape"': "display",
+    '"backslashreplace").decode()': "display",
+}
+
 # A plain `import plaid_relay_async` loads none of these.
 LAZY_MODULES = (
     "anyio",
@@ -159,6 +169,12 @@ def map_violations(tree: SourceTree) -> list[str]:
             elif top not in sys.stdlib_module_names and top not in allowed.third_party:
                 problems.append(f"{module} imports {top}")
     return problems
+
+
+def modules_with(tree: SourceTree, text: str) -> list[str]:
+    """Return the modules whose source contains a text."""
+    paths = {module: tree.root.joinpath(*module.split(".")).with_suffix(".py") for module in tree.imports}
+    return [module for module, path in paths.items() if text in path.read_text(encoding="utf-8")]
 
 
 def import_cycles(tree: SourceTree) -> list[str]:

@@ -33,6 +33,13 @@ def test_every_import_is_allowed_by_the_map():
     assert architecture.map_violations(architecture.SourceTree(INSTALLED)) == []
 
 
+@pytest.mark.parametrize("text", architecture.HOMES)
+def test_a_concept_has_one_home(text):
+    """Private files, host names and the display of untrusted text are each implemented in one module."""
+    tree = architecture.SourceTree(INSTALLED)
+    assert architecture.modules_with(tree, text) == [architecture.HOMES[text]]
+
+
 def test_no_module_imports_itself():
     """There is no import cycle, neither direct nor indirect."""
     assert architecture.import_cycles(architecture.SourceTree(INSTALLED)) == []

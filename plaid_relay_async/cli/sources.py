@@ -125,7 +125,11 @@ class InputSource:
         except (OSError, ValueError):  # it doesn't exist, or isn't open
             return False
         # Only a regular file would be read again after it was written.
-        return stat.S_ISREG(other.st_mode) and os.path.samestat(os.fstat(self._stream.fileno()), other)
+        return stat.S_ISREG(other.st_mode) and os.path.samestat(os.fstat(self.fileno()), other)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the input, or of its copy."""
+        return self._stream.fileno()
 
     def _open_table(self, form: RowForm[Any]) -> InputTable:
         if self._start is not None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 import ipaddress
 import os
-import re
-import socket
 import ssl as tls
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +15,7 @@ from attrs import Attribute, evolve, field, frozen
 from yarl import URL
 
 from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.hosts import is_loopback, normalize_host
 from plaid_relay_async.redaction import strip_init_traceback
 
 __version__ = "0.1.0"
@@ -191,44 +190,6 @@ class RetryPolicy:
     max_backoff: float = field(default=8.0, validator=_validate_seconds)
     max_pause: float = field(default=300.0, validator=_validate_seconds)
     replay: Literal["safe", "always"] = field(default="safe", validator=_validate_replay)
-
-
-_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-
-
-def normalize_host(host: str) -> str:
-    """Return the normal spelling of a host; compare hosts only in this form.
-
-    A name becomes lower-case ASCII (IDNA) without the final dot. An IP address gets its usual form: `127.1`,
-    `0x7f.1` and `::ffff:127.0.0.1` become `127.0.0.1`, as the system's resolver reads them.
-
-    Args:
-        host: a name or an IP address, without brackets and port.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    # aiohttp uses yarl, too, so the name is encoded here as it is when aiohttp connects.
-    name = (URL.build(scheme="http", host=host).raw_host or "").removesuffix(".")
-    if ":" in name:
-        address = ipaddress.IPv6Address(name)
-        return str(address.ipv4_mapped or address)
-    try:
-        return socket.inet_ntoa(socket.inet_aton(name))
-    except OSError:
-        pass  # it isn't an IPv4 address, so it has to be a name
-    if not _HOST_NAME.fullmatch(name):
-        raise ValueError("not a host")
-    return name
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is a loopback address, `localhost`, or a name that ends with `.localhost`."""
-    try:
-        name = normalize_host(host)
-        return f".{name}".endswith(".localhost") or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def parse_url(url: object) -> URL | None:

@@ -33,9 +33,9 @@ No error's text, arguments or repr contains a secret or a token.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Any, Self
 
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.redaction import ExpectedError
 
 if TYPE_CHECKING:
@@ -74,39 +74,6 @@ class PlaidRelayError(ExpectedError):
         fields = (f"{name}={value}" for name in _DISPLAYED_FIELDS if (value := getattr(self, name, None)))
         details = ", ".join((_SENT_LABELS[self.sent], *fields))
         return escape_unprintable(f"{self.args[0]} [{details}] {self.advice}")
-
-
-_NOT_PRINTABLE_ASCII = re.compile(r"[^ -~]")
-# Characters that are printable for Python but invisible on a terminal: fillers, joiners, variation selectors,
-# and the empty Braille pattern.
-_INVISIBLE_CHARACTERS = re.compile(
-    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
-
-
-def escape_unprintable(text: str) -> str:
-    """Return a text as one line, with a backslash escape for each character that isn't visible.
-
-    Use it to display texts from servers, files and the command line. A terminal executes control characters.
-    A line break or a bidirectional override makes a text look like another one. No encoding can represent a
-    lone surrogate.
-    """
-    return _NOT_PRINTABLE_ASCII.sub(_escape_character, text)
-
-
-def _escape_character(character: re.Match[str]) -> str:
-    text = character[0]
-    return text if is_visible(text) else text.encode("unicode_escape").decode()
-
-
-def is_visible(character: str) -> bool:
-    """Return whether a terminal displays a character, and doesn't act on it."""
-    return character.isprintable() and _INVISIBLE_CHARACTERS.match(character) is None
-
-
-def escape_surrogates(text: str) -> str:
-    """Return the text with a backslash escape for each lone surrogate, which no encoding can represent."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 _SENT_LABELS = {True: "sent", False: "not sent", None: "perhaps sent"}

@@ -9,8 +9,9 @@ from typing import Final, Self
 from attrs import field, frozen
 from yarl import URL
 
-from plaid_relay_async.config import is_loopback, normalize_host, parse_url
+from plaid_relay_async.config import parse_url
 from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.hosts import is_loopback, is_within, normalize_host
 from plaid_relay_async.redaction import Hidden
 
 # As in curl, the first variable that is set counts, even if it is empty. HTTP_PROXY isn't read, because calls
@@ -118,4 +119,4 @@ def _entry_matches(entry: str, host: str, port: int) -> bool:
         domain = normalize_host(entry.removeprefix("*").strip("."))
     except ValueError:  # not a host name, such as an empty entry
         return False
-    return f".{host}".endswith(f".{domain}")
+    return is_within(host, domain)

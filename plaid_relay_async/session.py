@@ -23,10 +23,11 @@ from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_f
 from yarl import URL
 
 from plaid_relay_async.cancellation import run_to_completion
-from plaid_relay_async.config import check_count, check_tls, check_type, is_loopback
+from plaid_relay_async.config import check_count, check_tls, check_type
 from plaid_relay_async.deadlines import GRACE_ITERATIONS, DeadlineTimer
 from plaid_relay_async.errors import ClientClosedError, ConfigurationError
 from plaid_relay_async.exchange import DirectExchange, Exchange, SessionExchange
+from plaid_relay_async.hosts import is_loopback
 from plaid_relay_async.proxies import resolve_proxy
 
 if TYPE_CHECKING:

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = "plaid_relay_async"
+# Every part above these modules may import them, apart from the simulator.
+GROUND_FLOOR = ("redaction", "display", "hosts", "errors", "error_codes", "certainty")
 CORE = (
-    *("redaction", "errors", "error_codes", "certainty", "cancellation", "models", "config", "codec"),
-    *("deadlines", "exchange", "proxies", "session", "transport", "outcomes", "batch"),
+    *GROUND_FLOOR,
+    *("private_files", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies"),
+    *("session", "transport", "outcomes", "batch"),
 )
 
 
@@ -29,51 +32,67 @@ class AllowedImports:
 
 MAP = {
     "redaction": AllowedImports(),
-    "errors": AllowedImports(("redaction",)),
+    "display": AllowedImports(),
+    "hosts": AllowedImports((), ("yarl",)),
+    "errors": AllowedImports(("redaction", "display")),
     "error_codes": AllowedImports(("errors",)),
     "certainty": AllowedImports(("errors", "error_codes")),
+    "private_files": AllowedImports(GROUND_FLOOR),
     "cancellation": AllowedImports(),
-    "models": AllowedImports(("redaction", "errors"), ("attrs",)),
-    "config": AllowedImports(("redaction", "errors"), ("attrs", "yarl")),
-    "codec": AllowedImports(
-        ("redaction", "errors", "error_codes", "certainty", "models"), ("attrs", "cattrs")
-    ),
+    "models": AllowedImports(GROUND_FLOOR, ("attrs",)),
+    "config": AllowedImports(GROUND_FLOOR, ("attrs", "yarl")),
+    "codec": AllowedImports((*GROUND_FLOOR, "models"), ("attrs", "cattrs")),
     "deadlines": AllowedImports(),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
-    "proxies": AllowedImports(("config", "redaction", "errors"), ("attrs", "yarl")),
+    "proxies": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "yarl")),
     "session": AllowedImports(
-        ("cancellation", "config", "errors", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
+        (*GROUND_FLOOR, "cancellation", "config", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
     "transport": AllowedImports(
-        (
-            *("cancellation", "config", "redaction", "errors", "error_codes", "certainty", "codec", "models"),
-            *("deadlines", "exchange", "session"),
-        ),
+        (*GROUND_FLOOR, "cancellation", "config", "codec", "models", "deadlines", "exchange", "session"),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
-    "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
-    "batch": AllowedImports(
-        ("cancellation", "redaction", "errors", "error_codes", "certainty", "models", "outcomes"), ("attrs",)
-    ),
+    "outcomes": AllowedImports((*GROUND_FLOOR, "models"), ("attrs",)),
+    "batch": AllowedImports((*GROUND_FLOOR, "cancellation", "models", "outcomes"), ("attrs",)),
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
-    "limits": AllowedImports(("config", "redaction", "errors"), ("attrs", "redis")),
+    "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
-        ("cancellation", "config", "redaction", "errors", "error_codes", "models", "outcomes", "batch"),
+        (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs")),
     "gateway": AllowedImports(
         (
-            *("cancellation", "config", "redaction", "errors", "error_codes", "exchange", "codec", "models"),
-            *("session", "transport", "limits"),
+            *GROUND_FLOOR,
+            *(
+                "private_files",
+                "cancellation",
+                "config",
+                "models",
+                "codec",
+                "exchange",
+                "session",
+                "transport",
+            ),
+            "limits",
         ),
-        ("aiohttp", "attrs", "prometheus_client"),
+        ("aiohttp", "attrs", "cattrs", "prometheus_client"),
     ),
     "cli": AllowedImports(
         (*CORE, "client", "limits", "journal", "simulator", "gateway", "__init__"),
         ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich"),
     ),
     "__init__": AllowedImports((*CORE, "client")),
+}
+
+# What only one module may contain, as it is the home of a concept.
+HOMES = {
+    "0o600": "private_files",
+    "0o077": "private_files",
+    "flock(": "private_files",
+    "inet_aton": "hosts",
+    '"unicode_escape"': "display",
+    '"backslashreplace").decode()': "display",
 }
 
 # A plain `import plaid_relay_async` loads none of these.
@@ -156,6 +175,12 @@ def map_violations(tree: SourceTree) -> list[str]:
             elif top not in sys.stdlib_module_names and top not in allowed.third_party:
                 problems.append(f"{module} imports {top}")
     return problems
+
+
+def modules_with(tree: SourceTree, text: str) -> list[str]:
+    """Return the modules whose source contains a text."""
+    paths = {module: tree.root.joinpath(*module.split(".")).with_suffix(".py") for module in tree.imports}
+    return [module for module, path in paths.items() if text in path.read_text(encoding="utf-8")]
 
 
 def import_cycles(tree: SourceTree) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
+
+from tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
     import ssl as tls
 
 
-class ConnectProxy:
+class ConnectProxy(TcpProxy):
     """A proxy on a free port of 127.0.0.1 that answers CONNECT requests.
 
     Args:
@@ -23,36 +25,16 @@ class ConnectProxy:
     """
 
     def __init__(self, port: int, status: int = 200, ssl: tls.SSLContext | None = None) -> None:
+        super().__init__(ssl)
         self.heads: list[bytes] = []
         self._server_port = port
         self._status = status
-        self._ssl = ssl
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._ssl)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task, writer in self._connections.items():
-            # A task that is cancelled before its first step never runs `_serve`, so close its writer here.
-            task.cancel()
-            writer.close()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        await self._server.wait_closed()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections[asyncio.ensure_future(self._serve(reader, writer))] = writer
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
-            writer.write(b"HTTP/1.1 %d Said\r\nContent-Length: 0\r\n\r\n" % self._status)
-            if self._status == 200:
-                await self._tunnel(reader, writer)
-        writer.close()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %d Said\r\nContent-Length: 0\r\n\r\n" % self._status)
+        if self._status == 200:
+            await self._tunnel(reader, writer)
 
     async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)

@@ -8,9 +8,10 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
+from tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -51,7 +52,7 @@ class WireFault:
 PASS = WireFault()
 
 
-class FaultProxy:
+class FaultProxy(TcpProxy):
     """A proxy on a free port of 127.0.0.1.
 
     Args:
@@ -66,45 +67,12 @@ class FaultProxy:
     def __init__(
         self, upstream: int, choose: Callable[[], WireFault], ssl: tls.SSLContext | None = None
     ) -> None:
+        super().__init__(ssl)
         self.attempts = 0
         self._upstream = upstream
         self._choose = choose
-        self._ssl = ssl
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._ssl)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        connections = list(self._connections)
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-        await self._server.wait_closed()
-
-    def hang_up(self) -> None:
-        """Close every connection immediately, before the client's event loop can notice."""
-        for writer in self._connections.values():
-            writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[task] = writer
-        try:
-            # These are the normal ends of a connection: the client closes it, or the test is over.
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await self._serve(reader, writer)
-        finally:
-            del self._connections[task]
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()  # the client reads no more, and `close` would wait to flush
-            writer.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with contextlib.AsyncExitStack() as stack:
             upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
             while first := await reader.read(1):

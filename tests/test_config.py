@@ -13,8 +13,6 @@ from plaid_relay_async import ConfigurationError, Credentials, Environment, Rela
 from plaid_relay_async.config import (
     GatewayKey,
     check_tls,
-    is_loopback,
-    normalize_host,
     resolve_base_url,
     resolve_identity,
 )
@@ -143,35 +141,6 @@ def test_an_ambiguous_host_is_rejected(url):
 def test_another_host_is_not_production(url):
     """A host that only starts or ends in the same way is a different one."""
     assert Environment.from_url(url) is not Environment.PRODUCTION
-
-
-@pytest.mark.parametrize(
-    ("host", "normal"),
-    [
-        ("Plaid.Example.", "plaid.example"),
-        ("b\xfccher.example", "xn--bcher-kva.example"),
-        ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
-        ("127.1", "127.0.0.1"),
-        ("0X7F.1", "127.0.0.1"),
-        ("0177.0.0.1", "127.0.0.1"),
-        ("::FFFF:10.0.0.1", "10.0.0.1"),
-        ("0:0:0:0:0:0:0:1", "::1"),
-        ("2001:DB8::1", "2001:db8::1"),
-    ],
-)
-def test_a_host_has_one_normal_spelling(host, normal):
-    """All spellings of a host have the same normal one, which is its own normal spelling."""
-    assert normalize_host(host) == normalize_host(normal) == normal
-
-
-@pytest.mark.parametrize(
-    "host", ["", ".", "a b", "a/b", "a:80", "x@y", "a..b", "[::1]", "%61", "a" * 64, "1::2::3"]
-)
-def test_an_invalid_host_is_rejected(host):
-    """Text that can't be a host raises an error, and isn't loopback."""
-    with pytest.raises(ValueError, match=r"."):
-        normalize_host(host)
-    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import stat
 import sys
 import threading
-import traceback
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +25,6 @@ from plaid_relay_async import (
     ReportNotReadyError,
     ResponseDecodeError,
 )
-from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.simulator import Fault
 
 PDF = "/credit/relay/pdf/get"
@@ -249,110 +245,6 @@ async def test_a_file_name_that_is_too_long_is_rejected_before_sending(plaid, cl
         await client.relay.download_pdf("t", tmp_path / ("x" * 300))
     assert not plaid.requests
     assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------ part files
-
-
-def test_a_file_system_without_hard_links_works(target):
-    """The name is reserved first, so that no other file is overwritten; the file has mode 0600 as well."""
-
-    def no_links(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    for name, exists in ((target, False), (target.with_name("taken.pdf"), True)):
-        part = PartFile(name, link=no_links)
-        part.open()
-        part.write(Hidden(b"whole"))
-        if exists:
-            name.write_text("mine", encoding="utf-8")
-            with pytest.raises(FileExistsError):
-                part.publish()
-        else:
-            part.publish()
-        part.discard()
-    assert target.read_bytes() == b"whole"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert sorted(path.name for path in target.parent.iterdir()) == ["report.pdf", "taken.pdf"]
-
-
-def test_a_reserved_name_is_released_after_an_error(target):
-    """If the part file can't be renamed to its reserved name, no empty file is left."""
-
-    def unlink_part(part: Path, _: Path) -> None:
-        part.unlink()
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    part = PartFile(target, link=unlink_part)
-    part.open()
-    with pytest.raises(FileNotFoundError):
-        part.publish()
-    part.discard()
-    assert list(target.parent.iterdir()) == []
-
-
-def test_other_link_errors_are_raised(target):
-    """Only errors that mean "no hard links" lead to the other way."""
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    part = PartFile(target, link=full)
-    part.open()
-    with pytest.raises(OSError, match="No space left"):
-        part.publish()
-    part.discard()
-    assert list(target.parent.iterdir()) == []
-
-
-def test_a_file_is_closed_before_it_is_published(target):
-    """An error that a system reports only on close, such as a used-up quota, is raised in time."""
-    part = PartFile(target)
-    part.open()
-    os.close(part._file.fileno())  # now closing it fails, as it may on a network file system
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        part.publish()
-    part.discard()
-    assert list(target.parent.iterdir()) == []
-
-
-def test_no_frame_shows_what_is_written(target):
-    """A report is personal data: the error of a full disk contains none of it."""
-    part = PartFile(target)
-    part.open()
-    os.close(part._file.fileno())
-    with pytest.raises(OSError, match="Bad file descriptor") as caught:
-        part.write(Hidden(b"JOHN DOE"))
-    frames = [f.f_locals for f, _ in traceback.walk_tb(caught.value.__traceback__)][1:]
-    assert "JOHN DOE" not in repr(frames)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        part._file.close()
-    part.discard()
-
-
-def test_a_file_discarded_before_it_is_opened_is_never_created(target):
-    """A call that is cancelled while its thread has not started leaves no file."""
-    part = PartFile(target)
-    part.discard()
-    part.open()
-    part.restart()
-    part.write(Hidden(b"x"))
-    part.publish()
-    assert list(target.parent.iterdir()) == []
-
-
-def test_discarding_waits_for_a_thread_that_writes(target):
-    """A thread that writes when its call is cancelled finishes first; then the file is closed."""
-    part = PartFile(target)
-    part.open()
-    with part._lock:  # as a thread that writes holds it
-        giving_up = threading.Thread(target=part.discard)
-        giving_up.start()
-        giving_up.join(0.05)
-        assert giving_up.is_alive()
-        assert list(target.parent.iterdir())
-    giving_up.join()
-    assert list(target.parent.iterdir()) == []
 
 
 async def test_a_file_is_removed_even_if_the_call_is_cancelled_again(plaid, partner, relay_token, target):

@@ -17,7 +17,8 @@ from attrs import define, evolve, field
 from plaid_relay_async.cli.messages import ExitStatus
 from plaid_relay_async.cli.output import BrokenOutputError, OutcomeWriter, failure_reason, outcome_fields
 from plaid_relay_async.cli.progress import OutcomeCounts, ProgressDisplay
-from plaid_relay_async.cli.rows import BadInputError, FileRows, PipedRows
+from plaid_relay_async.cli.row_iterators import FileRows, PipedRows
+from plaid_relay_async.cli.rows import BadInputError
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import RetryPolicy

@@ -21,6 +21,7 @@ from attrs import define, field, frozen
 
 from plaid_relay_async.cli.formulas import restore
 from plaid_relay_async.cli.identifiers import is_heading, normalize_name
+from plaid_relay_async.codec import unique_members
 from plaid_relay_async.redaction import contains_token
 
 DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "tab"}
@@ -403,15 +404,7 @@ def _parse_report_tokens(row: Cells) -> Cells | str:
 # ------------------------------------------------------------------------------------------------- JSON
 
 
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python's decoder would keep only the last of several members with the same name.
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
-    return members
-
-
-_json_decoder = json.JSONDecoder(object_pairs_hook=_unique_members)
+_json_decoder = json.JSONDecoder(object_pairs_hook=unique_members)
 
 
 def _json_lines(lines: _LineReader, cells_of: Callable[[Any], Cells | str]) -> Iterator[ParsedRow]:

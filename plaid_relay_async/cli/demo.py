@@ -11,7 +11,7 @@ from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.messages import ExitStatus
 from plaid_relay_async.cli.output import MemoryOutput
 from plaid_relay_async.cli.progress import ProgressDisplay, totals_table
-from plaid_relay_async.cli.rows import FileRows
+from plaid_relay_async.cli.row_iterators import FileRows
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.config import Credentials
 from plaid_relay_async.models import RelayCreateRequest

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, field
 
+from plaid_relay_async import private_files
 from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.messages import ExitStatus
-from plaid_relay_async.cli.output import write_new_file
 from plaid_relay_async.errors import DuplicateRequestError, ResponseDecodeError, reason_of
 from plaid_relay_async.models import PdfResponse, RelayGetRequest, RelayPdfGetRequest
 from plaid_relay_async.outcomes import Failed, Fetched, Unknown
+from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -79,8 +80,7 @@ class ReportStore:
             OSError: the folder or a file in it can't be created.
         """
         try:
-            if not self.folder.is_dir():
-                self.folder.mkdir(mode=0o700)
+            private_files.create_folder(self.folder, parents=False)
             tempfile.TemporaryFile(dir=self.folder).close()  # fails if the folder isn't writable
         except OSError as error:
             raise OSError(error.errno, f"{self.folder}: {error.strerror}") from None
@@ -180,7 +180,7 @@ class FetchRunner(BatchRunner):
         )
         # The report is stored before its outcome is written, so that `fetched` always means a complete file.
         try:
-            write_new_file(path, content)
+            private_files.write_new(Path(path), Hidden(content))
         except FileExistsError:  # another process has stored it meanwhile
             return fields("already_there", file=path)
         except OSError as error:

@@ -24,9 +24,11 @@ from plaid_relay_async.cli.serving import (
     serve_gateway,
 )
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.config import Environment, check_base_url, is_loopback, normalize_host
-from plaid_relay_async.errors import ConfigurationError, escape_unprintable
+from plaid_relay_async.config import Environment, check_base_url
+from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, Key, KeyFile
+from plaid_relay_async.hosts import is_loopback, normalize_host
 from plaid_relay_async.limits import RateLimit
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import io
 import logging
 import sys
 
-from plaid_relay_async.errors import escape_unprintable
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.redaction import redact_credentials
 
 _MAX_LINE_LENGTH = 2_000  # characters of a line that is shown

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
+from plaid_relay_async import private_files
 from plaid_relay_async.cli.formulas import neutralize
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.rescue import Rescue
-from plaid_relay_async.client.files import PartFile
-from plaid_relay_async.errors import is_visible, reason_of
+from plaid_relay_async.display import escape_json
+from plaid_relay_async.errors import reason_of
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
-from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -315,22 +315,8 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         raise
 
 
-_CHECKED_ON_TERMINAL = re.compile(r"\r(?!\n)|[^\t\n\r -~]")
-
-
 def _escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
-    """Return the data; for a terminal, with escapes of JSON in place of invisible characters."""
-    if not file.isatty():
-        return data
-    return _CHECKED_ON_TERMINAL.sub(_json_escape, data.decode(errors="backslashreplace")).encode()
-
-
-def _json_escape(character: re.Match[str]) -> str:
-    return (
-        character[0]
-        if is_visible(character[0])
-        else json.dumps(character[0])[1:-1].replace("\x7f", "\\u007f")
-    )
+    return escape_json(data) if file.isatty() else data
 
 
 def _wait_until_writable(file: io.FileIO) -> int:
@@ -431,14 +417,17 @@ def failure_reason(error: BaseException) -> str:
 
 def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
     try:
-        return _open_new(path), True
+        return private_files.create_for_append(path), True
     except FileExistsError:
         if not append:
             raise UsageError(f"{path}: already exists; --append adds to it") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+    # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. It is opened only
+    # for writing, because with reading this process would be its own reader. A file is also read, to find a
+    # torn last line.
     try:
-        return _open_existing(path), False
+        return private_files.open_for_append(path, readable=Path(path).is_file()), False
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
 
@@ -446,35 +435,11 @@ def _open_file(path: str, *, append: bool) -> tuple[io.FileIO, bool]:
 def _lock_file(file: io.FileIO, path: str) -> None:
     """Lock the file, because two processes that write to it would mix up their lines."""
     try:
-        import fcntl
-    except ModuleNotFoundError:  # pragma: no cover  # Windows has no POSIX locks
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        private_files.lock(file, wait=False)
     except BlockingIOError:
         raise UsageError(f"{path}: another process is writing to it") from None
     except OSError:  # pragma: no cover  # a file system without locks
         return
-
-
-def _open_new(path: str) -> io.FileIO:
-    return io.FileIO(path, "x", opener=_private_opener)
-
-
-def _private_opener(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_APPEND, 0o600)
-
-
-def _open_existing(path: str) -> io.FileIO:
-    # Opening a named pipe waits for its reader, until a signal raises KeyboardInterrupt. It is opened only
-    # for writing, because with reading this process would be its own reader. A file is also read, to find a
-    # torn last line.
-    file = io.FileIO(path, "a+" if Path(path).is_file() else "w", opener=_private_opener)
-    mode = os.fstat(file.fileno()).st_mode
-    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-        file.close()
-        raise UsageError(f"{path}: file permissions are too open; run chmod 600 first")
-    return file
 
 
 # A quoted field of CSV; the group is empty if the text ends before the closing quote.
@@ -511,23 +476,6 @@ def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
             for quoted in _QUOTED_FIELD.finditer(b'"' + line if within else line):
                 within = not quoted[1]
     return within
-
-
-def write_new_file(path: str, content: bytes) -> None:
-    """Create a private file (0600) atomically: under its name it either doesn't exist, or is complete.
-
-    Raises:
-        FileExistsError: the file already exists.
-        OSError: the file can't be written.
-    """
-    # The content is written to a temporary file in the same folder, which then gets its name.
-    part = PartFile(Path(path))
-    try:
-        part.open()
-        part.write(Hidden(content))
-        part.publish()
-    finally:
-        part.discard()
 
 
 class MemoryOutput:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import tempfile
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING, Self
 
 from platformdirs import user_state_path
 
+from plaid_relay_async import private_files
+
 if TYPE_CHECKING:
+    import io
     from types import TracebackType
 
 
@@ -73,8 +75,8 @@ class _RescueFile:
         """Write a row, and return whether all of it is on disk."""
         try:
             if self._file is None:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._file = io.FileIO(self.path, "x", opener=_open_private)
+                private_files.create_folder(self.path.parent)
+                self._file = private_files.create_for_append(self.path)
             self._append(self._file, row)
         except OSError:
             self._shrink()
@@ -104,7 +106,3 @@ class _RescueFile:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_APPEND, 0o600)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import re
@@ -13,12 +12,14 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
+from plaid_relay_async import private_files
 from plaid_relay_async.cli.messages import ExitStatus, StderrWriter, UsageError, print_message
 from plaid_relay_async.cli.output import write_all
 from plaid_relay_async.config import Credentials
 from plaid_relay_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
@@ -186,14 +187,9 @@ def audit_log(file: AuditFile | None) -> Iterator[None]:
 
 def _open_audit_file(path: Path) -> io.FileIO:
     try:
-        file = io.FileIO(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
+        return private_files.open_for_append(path)
     except OSError as error:
         raise UsageError(f"--audit: {path}: {error.strerror}") from None
-    mode = os.fstat(file.fileno()).st_mode
-    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-        file.close()
-        raise UsageError(f"--audit: {path}: file permissions are too open; run chmod 600 first")
-    return file
 
 
 # ------------------------------------------------------------------------------------------------- signals

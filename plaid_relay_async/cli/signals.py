@@ -35,6 +35,7 @@ class Signals:
 
     Attributes:
         interrupted: whether a signal has raised KeyboardInterrupt.
+        delegated: whether signals are passed to the functions of `handled_by`.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class Signals:
 
     def _reset(self) -> None:
         self.interrupted = False
+        self.delegated = False
         self._stop_requests = 0
         self._hung_up = False
         self._on_stop: Callable[[], object] = self._raise_interrupt
@@ -143,9 +145,11 @@ class Signals:
             self._on_reload = lambda: loop.call_soon_threadsafe(on_reload)
             if self._reload_due:
                 loop.call_soon(on_reload)
+        self.delegated = True
         try:
             yield
         finally:
+            self.delegated = False
             self._on_stop = _ignore_signal
             self._on_reload = None
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from plaid_relay_async.cli.messages import ExitStatus, UsageError
-from plaid_relay_async.errors import escape_unprintable
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:

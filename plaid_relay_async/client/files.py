@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
-import secrets
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async.cancellation import shield_from_anyio
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import PdfFile
+from plaid_relay_async.private_files import PartFile
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Awaitable, Callable
 
     from plaid_relay_async.codec import Endpoint, RawResponse
@@ -24,107 +20,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import PdfResponse
     from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.transport import Transport
-
-# The errors of file systems without hard links, such as exFAT and some network file systems.
-_NO_HARD_LINK_ERRORS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
-
-class PartFile:
-    """A file that is being written under a temporary name, in the folder of its final name. Thread-safe.
-
-    Args:
-        path: the final path.
-        link: creates a hard link, as `os.link` does.
-    """
-
-    def __init__(self, path: Path, *, link: Callable[[Path, Path], object] = os.link) -> None:
-        self.size = 0
-        self._path = path
-        self._part = path.with_name(f".{secrets.token_hex(8)}.part")
-        self._link = link
-        self._lock = threading.Lock()
-        self._file: io.FileIO | None = None
-        self._discarded = False
-
-    def open(self) -> None:
-        """Create the file under its temporary name.
-
-        Raises:
-            FileExistsError: the final name exists.
-            OSError: the file can't be created.
-        """
-        with self._lock:
-            if self._discarded:
-                return
-            with contextlib.suppress(FileNotFoundError):
-                self._path.lstat()  # raises also if no file can have that name
-                raise FileExistsError(errno.EEXIST, "already exists", str(self._path))
-            # Path.open takes no opener, and the file must have mode 0600 from the start.
-            self._file = open(self._part, "xb", buffering=0, opener=_open_owner_only)  # noqa: SIM115
-
-    def restart(self) -> None:
-        """Truncate the file, to write it again from the start.
-
-        Raises:
-            OSError: it can't be truncated.
-        """
-        with self._lock:
-            self.size = 0
-            if self._file is not None:
-                self._file.truncate(self._file.seek(0))
-
-    def write(self, chunk: Hidden[bytes]) -> None:
-        """Write the next chunk.
-
-        Raises:
-            OSError: it can't be written.
-        """
-        with self._lock:
-            remaining = memoryview(chunk.reveal())
-            self.size += len(remaining)
-            while remaining and self._file is not None:
-                remaining = remaining[self._file.write(remaining) :]
-
-    def publish(self) -> None:
-        """Close the file, and publish it under its final name.
-
-        Raises:
-            FileExistsError: another file with that name was created in the meantime.
-            OSError: the file can't be closed, which may report an earlier write error, or can't be renamed.
-        """
-        with self._lock:
-            if self._file is None or self._discarded:
-                return
-            self._file.close()
-            # Creating a link, unlike renaming, never replaces another file.
-            try:
-                self._link(self._part, self._path)
-            except OSError as error:
-                if error.errno not in _NO_HARD_LINK_ERRORS:
-                    raise
-                self._rename()
-
-    def _rename(self) -> None:
-        # Renaming would replace an existing file, so the final name is reserved by an empty file first.
-        os.close(_open_owner_only(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        try:
-            self._part.replace(self._path)
-        except BaseException:
-            self._path.unlink(missing_ok=True)
-            raise
-
-    def discard(self) -> None:
-        """Close the file, and delete its temporary name. A published file stays."""
-        with self._lock:
-            self._discarded = True
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.close()
-                self._part.unlink(missing_ok=True)
-
-
-def _open_owner_only(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 class _PartFileWriter:

@@ -8,7 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.errors import ConfigurationError, escape_unprintable
+from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.outcomes import Completed
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from plaid_relay_async.codec.responses import (
     read_response,
     request_id_of,
 )
+from plaid_relay_async.codec.unique_members import DuplicateMemberError, unique_members
 
 __all__ = [
     "ASSET_REPORT_CREATE",
@@ -51,6 +52,7 @@ __all__ = [
     "SANDBOX_ITEM_FIRE_WEBHOOK",
     "SANDBOX_PUBLIC_TOKEN_CREATE",
     "WEBHOOK_VERIFICATION_KEY_GET",
+    "DuplicateMemberError",
     "Endpoint",
     "Idempotency",
     "RawResponse",
@@ -61,5 +63,6 @@ __all__ = [
     "request_id_of",
     "structure",
     "to_json",
+    "unique_members",
     "unstructure",
 ]

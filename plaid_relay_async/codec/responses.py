@@ -20,12 +20,12 @@ from plaid_relay_async.codec.records import (
     decode_record,
     describe_decode_error,
 )
+from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.error_codes import GATEWAY_ERROR, error_class_for
 from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidRelayError,
     ResponseDecodeError,
-    escape_surrogates,
 )
 from plaid_relay_async.redaction import Hidden, redact_secrets
 

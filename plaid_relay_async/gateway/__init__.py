@@ -3,7 +3,8 @@
 It needs no extra, except `gateway` for Prometheus metrics.
 """
 
-from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile, new_key
+from plaid_relay_async.gateway.key_file import KeyFile
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, new_key
 from plaid_relay_async.gateway.server import Gateway
 
 __all__ = ["ALL_OPERATIONS", "RELAY_OPERATIONS", "Gateway", "Key", "KeyFile", "new_key"]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import HttpVersion11
 from attrs import frozen
 
-from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint
+from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint, unique_members
 from plaid_relay_async.codec.records import plaid_field_names
-from plaid_relay_async.config import is_loopback, normalize_host
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.error_responses import GatewayError
-from plaid_relay_async.gateway.keys import find_key, unique_members
+from plaid_relay_async.gateway.keys import find_key
+from plaid_relay_async.hosts import host_of_header, is_loopback
 from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
@@ -59,8 +59,6 @@ _SINGLE_HEADERS: Final = frozenset(
 )
 # aiohttp ignores other values of these headers; the next server may not.
 _ONLY_VALUES: Final = {"transfer-encoding": "chunked", "expect": "100-continue"}
-# A name or an address, and an optional port. Anything more could be read in two ways.
-_HOST_PATTERN: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 _ABSOLUTE_FORM: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
 
@@ -114,17 +112,9 @@ def check_host(target: RequestTarget, allowed_hosts: Collection[str]) -> None:
     Raises:
         GatewayError: HOST_NOT_ALLOWED.
     """
-    name = _host_without_port(target.host)
+    name = host_of_header(target.host)
     if name is None or not (is_loopback(name) or name in allowed_hosts):
         raise GatewayError(error_responses.HOST_NOT_ALLOWED)
-
-
-def _host_without_port(host: str) -> str | None:
-    match = _HOST_PATTERN.fullmatch(host)
-    try:
-        return normalize_host(match[1].strip("[]")) if match else None
-    except ValueError:
-        return None
 
 
 def check_origin(request: web.BaseRequest, target: RequestTarget) -> None:

@@ -11,7 +11,8 @@ from plaid_relay_async.config import check_type
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.error_responses import GatewayError
-from plaid_relay_async.gateway.keys import Key, KeyFile
+from plaid_relay_async.gateway.key_file import KeyFile
+from plaid_relay_async.gateway.keys import Key
 from plaid_relay_async.limits import InProcessLimiter
 
 if TYPE_CHECKING:

@@ -18,8 +18,6 @@ from plaid_relay_async.config import (
     check_base_url,
     check_count,
     check_seconds,
-    is_loopback,
-    normalize_host,
     resolve_identity,
 )
 from plaid_relay_async.errors import ConfigurationError
@@ -29,8 +27,9 @@ from plaid_relay_async.gateway.callers import Callers
 from plaid_relay_async.gateway.connections import Listener, new_request_id
 from plaid_relay_async.gateway.error_responses import GatewayError
 from plaid_relay_async.gateway.forward import Upstream
-from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key
 from plaid_relay_async.gateway.metrics import Metrics
+from plaid_relay_async.hosts import bracketed, is_loopback, normalize_host
 from plaid_relay_async.redaction import Hidden, strip_init_traceback
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.transport import Authenticator
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.gateway.access_control import RequestTarget
+    from plaid_relay_async.gateway.key_file import KeyFile
 
 _log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class Gateway:
         Raises:
             RuntimeError: it isn't started.
         """
-        return f"{'https' if self._ssl else 'http'}://{_url_host(self._address[0])}:{self._listening_port(0)}"
+        return f"{'https' if self._ssl else 'http'}://{bracketed(self._address[0])}:{self._listening_port(0)}"
 
     def console_link(self, **values: str) -> str:
         """Return a URL that opens the console once, within 5 minutes, with a key and tokens filled in.
@@ -460,7 +460,3 @@ def _served_operations(operations: Iterable[str]) -> frozenset[str]:
             f"operations must be among {', '.join(ALL_OPERATIONS)}, not {min(unknown)!r}"
         )
     return served
-
-
-def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host  # an IPv6 address needs brackets

@@ -17,7 +17,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from plaid_relay_async import private_files
 from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.hosts import is_host
 from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
@@ -218,7 +220,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} in the journal's address must be an integer")
     for port in filter(None, str(arguments.get("port", "")).split(",")):
         _check_port(port)
-    for name, is_valid in (("host", _is_host), ("hostaddr", _is_ip_address)):
+    for name, is_valid in (("host", _is_server), ("hostaddr", _is_ip_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
             raise ConfigurationError(f"the {name} in the journal's address is invalid")
     # libpq checks all other options itself, in the same way as at a real connection.
@@ -239,11 +241,8 @@ def _is_integer(value: object, minimum: int, maximum: int) -> bool:
         return False
 
 
-def _is_host(name: str) -> bool:
-    try:
-        return name.startswith("/") or bool(name.encode("idna"))
-    except UnicodeError:
-        return False
+def _is_server(name: str) -> bool:
+    return name.startswith("/") or is_host(name)  # libpq takes a path for the folder of a socket
 
 
 def _is_ip_address(address: str) -> bool:
@@ -280,7 +279,7 @@ def create_file(path: Path) -> None:
         OSError: it can't be created.
     """
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        private_files.create_empty(path)
     check_files(path)
 
 
@@ -301,8 +300,8 @@ def check_files(path: Path) -> None:
         )
     # SQLite creates these files beside a database, and they contain its rows as well.
     files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]
-    for each in files if os.name == "posix" else ():
-        if each.exists() and each.stat().st_mode & 0o077:
+    for each in files:
+        if each.exists() and private_files.is_open_to_others(each.stat()):
             raise ConfigurationError(
                 f"{each}: file permissions are too open, and tokens may be stored in it; chmod 600 first"
             )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from plaid_relay_async import private_files
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import Hidden, strip_traceback
 
@@ -119,11 +120,11 @@ def _split_keys(text: str | bytes) -> list[str]:
 
 def _read_key_file(path: Path) -> list[str]:
     try:
-        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8-sig")
+        status, text = path.stat(), path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it isn't text"
         raise ConfigurationError(f"{path}: the key can't be read: {reason}") from None
-    if os.name == "posix" and mode & 0o077:
+    if private_files.is_open_to_others(status):
         raise ConfigurationError(
             f"{path}: file permissions are too open, and it contains the key; chmod 600 first"
         )

@@ -23,6 +23,7 @@ from attrs import define, field, frozen
 from filelock import FileLock, lock_descriptor
 from sqlalchemy import bindparam, insert, select, update
 
+from plaid_relay_async import private_files
 from plaid_relay_async.errors import JournalError
 from plaid_relay_async.journal.database import Database, JournalConnection, journal_errors
 from plaid_relay_async.journal.schema import now, workers
@@ -189,7 +190,7 @@ def _create_lock(path: Path, owner: int) -> FileLock:
         path: the lock file.
         owner: the user ID of the journal's owner, who gets the file if root creates it.
     """
-    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path, timeout=0, mode=private_files.MODE, thread_local=False, fallback_to_soft=False)
     lock.acquire()
     # The owner of the journal must be able to check whether root's process is alive. Only root may change the
     # owner of a file to another user, and Windows has no such call.

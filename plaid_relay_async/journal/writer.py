@@ -15,6 +15,7 @@ from attrs import define, frozen
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.journal.database import closed_error
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.group_commit import GroupExecutor
@@ -581,4 +582,4 @@ def _escape_unstorable(text: str) -> str:
     """Escape characters that a database may reject. One of them would make a whole group of commands fail."""
     if text.isascii() and "\0" not in text:
         return text
-    return text.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
+    return escape_surrogates(text).replace("\0", r"\x00")

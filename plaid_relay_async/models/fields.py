@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, frozen, has, validators
 
-from plaid_relay_async.errors import RequestValidationError, escape_surrogates
+from plaid_relay_async.display import escape_surrogates
+from plaid_relay_async.errors import RequestValidationError
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 

@@ -5,23 +5,18 @@ execution by the operation's handler, and the response or the fault's effect.
 """
 
 import asyncio
-import gzip
-import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Self
 
 from aiohttp import web
-from attrs import define, evolve, field, frozen
 
-from plaid_relay_async.simulator.api_errors import ApiError, error_for_status
-from plaid_relay_async.simulator.checks import API_VERSIONS, check_credentials, check_fields, check_version
+from plaid_relay_async.simulator.api_errors import ApiError
+from plaid_relay_async.simulator.checks import check_credentials, check_fields, check_version
 from plaid_relay_async.simulator.faults import CONTROL_PREFIX, Fault, FaultScript, parse_faults
 from plaid_relay_async.simulator.limits import Limit, RateLimitedError, RequestLimiter
 from plaid_relay_async.simulator.operations import (
@@ -30,122 +25,30 @@ from plaid_relay_async.simulator.operations import (
     OperationResult,
     PendingReport,
 )
+from plaid_relay_async.simulator.requests import (
+    ParsedRequest,
+    ReceivedRequest,
+    RequestLog,
+    is_loopback,
+    parse_object,
+)
+from plaid_relay_async.simulator.responses import (
+    JSON_HEADERS,
+    Response,
+    build_response,
+    close_connection,
+    fault_response,
+    json_response,
+    send_truncated,
+)
 from plaid_relay_async.simulator.samples import finish_body, render_unfinished_body
 from plaid_relay_async.simulator.world import Ledger, World
 
 _MAX_RECORDED_REQUESTS = 10_000
 _SHUTDOWN_TIMEOUT = 0.4  # seconds; aiohttp waits twice, for handlers to end and for their cancellation
-_GZIP_MIN_BYTES = 1_000
-# Bigger responses are encoded and compressed in a thread, so that they don't block the event loop. At these
-# limits the encoding takes up to 40 ms, and the compression 5 ms.
+# A bigger report is encoded in a thread: at this limit, that takes up to 40 ms.
 _THREAD_MIN_RECORDS = 1_000
-_THREAD_MIN_BYTES = 500_000
 _CACHED_BODIES = 4  # of these big reports
-
-
-@frozen
-class ReceivedRequest:
-    """A request to one of Plaid's paths, and its result.
-
-    Attributes:
-        path: the path.
-        client_id: the client_id in the headers or the body, whether or not it is valid.
-        secondary_client_id: the partner that the body names.
-        request_id: the ID of the response, whether or not it was sent.
-        executed: whether the request was executed.
-        status: the status of the response; None if none was sent yet, or the connection was closed instead.
-        headers: the headers, by their names in lower case.
-    """
-
-    path: str
-    client_id: str | None
-    secondary_client_id: str | None
-    request_id: str
-    executed: bool = False
-    status: int | None = None
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-
-
-@frozen
-class _ParsedRequest:
-    """A request to one of Plaid's paths, with its complete body, or None if that isn't a JSON object."""
-
-    number: int
-    request_id: str
-    request: web.BaseRequest = field(repr=False)
-    body: dict[str, Any] | None = field(repr=False)
-
-    def credential(self, name: str, header: str) -> Any:
-        """Return a credential from its header, otherwise from the body.
-
-        Plaid doesn't publish which of the two it uses if they differ: our choice.
-        """
-        return self.request.headers.get(header) or (self.body or {}).get(name)
-
-    @property
-    def partner(self) -> Any:
-        return (self.body or {}).get("secondary_client_id")
-
-    @property
-    def client_id(self) -> str | None:
-        client_id = self.credential("client_id", "PLAID-CLIENT-ID")
-        return client_id if isinstance(client_id, str) else None
-
-    def to_received_request(self) -> ReceivedRequest:
-        return ReceivedRequest(
-            path=self.request.path,
-            client_id=self.client_id,
-            secondary_client_id=self.partner if isinstance(self.partner, str) else None,
-            request_id=self.request_id,
-            headers={name.lower(): value for name, value in self.request.headers.items()},
-        )
-
-
-@define
-class _Response:
-    """A response that is not sent yet."""
-
-    status: int
-    body: bytes = field(repr=False)
-    headers: dict[str, str] = field(factory=dict, repr=False)
-
-
-_JSON = {"Content-Type": "application/json"}
-
-
-def _json_response(status: int, content: object) -> _Response:
-    return _Response(status, json.dumps(content).encode(), dict(_JSON))
-
-
-def _fault_response(fault: Fault, status: int, request_id: str) -> _Response:
-    """Return the response that a fault describes."""
-    headers = {name.title(): value for name, value in fault.headers.items()}
-    code = fault.body.get("error_code") if isinstance(fault.body, dict) else None
-    error_body = error_for_status(status, code).body(request_id)
-    if isinstance(fault.body, str):
-        return _Response(status, fault.body.encode(errors="replace"), {"Content-Type": "text/html"} | headers)
-    if fault.body is None and status < 400:
-        return _Response(status, b"", headers)
-    content = error_body if fault.body is None else fault.body
-    # An object without these fields isn't an error of Plaid's, but that of a proxy. It is sent unchanged.
-    if isinstance(content, dict) and content.keys() & {"error_code", "error_type"}:
-        content = error_body | content
-    response = _json_response(status, content)
-    response.headers |= headers
-    return response
-
-
-@lru_cache(maxsize=64)
-def _is_loopback(host: str) -> bool:
-    """Return whether a Host header names this machine.
-
-    A web page could otherwise use the simulator by DNS rebinding. Its Host header names another machine.
-    """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class Simulator:
@@ -172,6 +75,7 @@ class Simulator:
     Attributes:
         counts: number of requests to each of Plaid's paths.
         rate_limited: number of requests to each path that exceeded a rate limit.
+        world: the state, for tests that create much of it without HTTP.
     """
 
     def __init__(
@@ -191,7 +95,7 @@ class Simulator:
         self._port = port
         self._clients = None if clients is None else dict(clients)
         self._latency = latency
-        self._world = World(
+        self.world = World(
             generation_delay=generation_delay, transactions=transactions, seed=seed, clock=clock
         )
         # Not a decorated method: each simulator has its own cache, which is freed with it.
@@ -199,14 +103,13 @@ class Simulator:
         self._script = FaultScript(seed)
         self._script.add(faults)
         self._limiter = RequestLimiter(limits, clock)
-        self._request_numbers = itertools.count()
-        self._received: dict[int, ReceivedRequest] = {}
+        self._log = RequestLog(_MAX_RECORDED_REQUESTS)
         self._runner: web.ServerRunner | None = None
         self._closing = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.rate_limited: Counter[str] = Counter()
         for token in reports:
-            self._world.add_report(token)
+            self.world.add_report(token)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -264,17 +167,17 @@ class Simulator:
     @property
     def ledger(self) -> Ledger:
         """One entry for each relay token ever issued, in order; a live view."""
-        return self._world.ledger
+        return self.world.ledger
 
     @property
     def refreshes(self) -> Sequence[tuple[str, str]]:
         """The relay token and the new `asset_report_id` of each refresh of a relay token, in order."""
-        return tuple(self._world.refreshes)
+        return tuple(self.world.refreshes)
 
     @property
     def requests(self) -> Sequence[ReceivedRequest]:
         """The last 10,000 requests to Plaid's paths, in the order in which they arrived."""
-        return tuple(self._received.values())
+        return self._log.records
 
     @property
     def webhooks(self) -> Sequence[Mapping[str, str]]:
@@ -283,7 +186,7 @@ class Simulator:
         Each has `webhook_type`, `webhook_code`, `item_id`, the Item's webhook `url`, and the `request_id` of
         the response.
         """
-        return tuple(dict(fired) for fired in self._world.webhooks)
+        return tuple(dict(fired) for fired in self.world.webhooks)
 
     def add_report(
         self,
@@ -307,7 +210,7 @@ class Simulator:
         Raises:
             ValueError: an argument is out of range.
         """
-        return self._world.add_report(
+        return self.world.add_report(
             token, transactions=transactions, days=days, investments=investments, missing=missing
         )
 
@@ -329,7 +232,7 @@ class Simulator:
         Raises:
             ValueError: there is no such Item, code or part.
         """
-        self._world.break_item(access_token, error_code, part)
+        self.world.break_item(access_token, error_code, part)
 
     def repair_item(self, access_token: str) -> None:
         """End the failure of an Item and of its parts, for later reports.
@@ -337,7 +240,7 @@ class Simulator:
         Raises:
             ValueError: there is no such Item.
         """
-        self._world.repair_item(access_token)
+        self.world.repair_item(access_token)
 
     def fail(self, *faults: Fault) -> None:
         """Add faults to the script, after those in force."""
@@ -354,12 +257,12 @@ class Simulator:
             return await self._route(request)
         except ConnectionError:
             # The client disconnected, or the simulator is closing. aiohttp would log either as an error.
-            return _close_connection(request)
+            return close_connection(request)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        if not _is_loopback(request.headers.get("Host", "")):
-            return await _build_response(
-                request, _json_response(403, {"error": "the Host header must name this machine"})
+        if not is_loopback(request.headers.get("Host", "")):
+            return await build_response(
+                request, json_response(403, {"error": "the Host header must name this machine"})
             )
         if request.path.startswith(CONTROL_PREFIX):
             return await self._route_control(request)
@@ -371,25 +274,22 @@ class Simulator:
             return await self._reject_over_limit(parsed, exceeded)
         return await self._handle(parsed, self._script.next_fault(request.path, parsed.partner))
 
-    def _record_request(self, request: web.BaseRequest, raw: bytes) -> _ParsedRequest:
-        number = next(self._request_numbers)
+    def _record_request(self, request: web.BaseRequest, raw: bytes) -> ParsedRequest:
         self.counts[request.path] += 1
-        parsed = _ParsedRequest(number, self._world.new_request_id(), request, _parse_object(raw))
-        self._received[number] = parsed.to_received_request()
-        # The numbers are consecutive, so this removes the oldest record once there are too many.
-        self._received.pop(number - _MAX_RECORDED_REQUESTS, None)
+        parsed = ParsedRequest(self.world.new_request_id(), request, parse_object(raw))
+        self._log.add(parsed.to_received_request())
         return parsed
 
     async def _reject_over_limit(
-        self, parsed: _ParsedRequest, exceeded: RateLimitedError
+        self, parsed: ParsedRequest, exceeded: RateLimitedError
     ) -> web.StreamResponse:
         self.rate_limited[parsed.request.path] += 1
         error = ApiError("RATE_LIMIT")
-        response = _json_response(error.status, error.body(parsed.request_id))
+        response = json_response(error.status, error.body(parsed.request_id))
         response.headers |= exceeded.headers
         return await self._respond(parsed, response)
 
-    async def _handle(self, parsed: _ParsedRequest, fault: Fault | None) -> web.StreamResponse:
+    async def _handle(self, parsed: ParsedRequest, fault: Fault | None) -> web.StreamResponse:
         if fault is None:
             return await self._respond(parsed, await self._execute(parsed))
         # Only an executed request has a response that can be truncated.
@@ -402,34 +302,34 @@ class Simulator:
         return await self._apply_fault(parsed, fault, response)
 
     async def _apply_fault(
-        self, parsed: _ParsedRequest, fault: Fault, response: _Response | None
+        self, parsed: ParsedRequest, fault: Fault, response: Response | None
     ) -> web.StreamResponse:
         if fault.status is not None:
-            return await self._respond(parsed, _fault_response(fault, fault.status, parsed.request_id))
+            return await self._respond(parsed, fault_response(fault, fault.status, parsed.request_id))
         if fault.truncate is not None and response is not None:
-            return await _send_truncated(parsed.request, response, fault.truncate)
+            return await send_truncated(parsed.request, response, fault.truncate)
         if fault.close or fault.stall is not None:
             await self._pause(fault.stall)
-            return _close_connection(parsed.request)
+            return close_connection(parsed.request)
         # The fault's only effect was its latency.
         return await self._respond(parsed, response or await self._execute(parsed))
 
-    async def _execute(self, parsed: _ParsedRequest) -> _Response:
+    async def _execute(self, parsed: ParsedRequest) -> Response:
         """Validate and execute a request; return Plaid's response, which may be an error."""
         try:
             content = self._run_operation(parsed)
         except ApiError as error:
-            return _json_response(error.status, error.body(parsed.request_id))
-        self._update_record(parsed, executed=True)
+            return json_response(error.status, error.body(parsed.request_id))
+        self._log.update(parsed.request_id, executed=True)
         if isinstance(content, PendingReport):
-            return _Response(200, await self._report_body(content, parsed.request_id), dict(_JSON))
+            return Response(200, await self._report_body(content, parsed.request_id), dict(JSON_HEADERS))
         if isinstance(content, bytes):
             # Only a PDF's request_id is in a header, because it has no JSON body.
-            return _Response(
+            return Response(
                 200, content, {"Content-Type": "application/pdf", "Plaid-Request-ID": parsed.request_id}
             )
         content["request_id"] = parsed.request_id
-        return _json_response(200, content)
+        return json_response(200, content)
 
     async def _report_body(self, report: PendingReport, request_id: str) -> bytes:
         if report.outline.record_count < _THREAD_MIN_RECORDS:
@@ -437,7 +337,7 @@ class Simulator:
         body = await asyncio.to_thread(self._cached_body, report.outline, insights=report.insights)
         return finish_body(body, request_id)
 
-    def _run_operation(self, parsed: _ParsedRequest) -> OperationResult:
+    def _run_operation(self, parsed: ParsedRequest) -> OperationResult:
         request = parsed.request
         operation = OPERATIONS.get(request.path)
         if operation is None or request.method != "POST":
@@ -453,15 +353,11 @@ class Simulator:
         )
         check_version(request.headers.get("Plaid-Version"))
         check_fields(operation.fields, parsed.body)
-        return operation.handler(OperationRequest(self._world, client_id, parsed.request_id, parsed.body))
+        return operation.handler(OperationRequest(self.world, client_id, parsed.request_id, parsed.body))
 
-    def _update_record(self, parsed: _ParsedRequest, **changes: Any) -> None:
-        if parsed.number in self._received:
-            self._received[parsed.number] = evolve(self._received[parsed.number], **changes)
-
-    async def _respond(self, parsed: _ParsedRequest, response: _Response) -> web.StreamResponse:
-        self._update_record(parsed, status=response.status)
-        return await _build_response(parsed.request, response)
+    async def _respond(self, parsed: ParsedRequest, response: Response) -> web.StreamResponse:
+        self._log.update(parsed.request_id, status=response.status)
+        return await build_response(parsed.request, response)
 
     async def _pause(self, seconds: float | None) -> None:
         """Wait for some seconds, if any.
@@ -485,18 +381,18 @@ class Simulator:
             case "GET", "/_simulator/ledger":
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
-                return await _build_response(request, self._replace_script(await request.read()))
+                return await build_response(request, self._replace_script(await request.read()))
         error = "not found; the simulator's own paths are GET /_simulator/ledger and POST /_simulator/faults"
-        return await _build_response(request, _json_response(404, {"error": error}))
+        return await build_response(request, json_response(404, {"error": error}))
 
-    def _replace_script(self, raw: bytes) -> _Response:
+    def _replace_script(self, raw: bytes) -> Response:
         try:
-            faults = parse_faults(_parse_object(raw))
+            faults = parse_faults(parse_object(raw))
         except ValueError as error:
-            return _json_response(400, {"error": str(error)})
+            return json_response(400, {"error": str(error)})
         self._script.clear()
         self._script.add(faults)
-        return _json_response(200, {"faults": len(faults)})
+        return json_response(200, {"faults": len(faults)})
 
     async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
         """Send the ledger as JSON Lines, a thousand at a time.
@@ -511,50 +407,3 @@ class Simulator:
             await stream.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
         await stream.write_eof()
         return stream
-
-
-def _parse_object(raw: bytes) -> dict[str, Any] | None:
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):  # also bytes that are not UTF-8, and thousands of brackets
-        return None
-    return body if isinstance(body, dict) else None
-
-
-async def _prepare_response(request: web.BaseRequest, response: _Response) -> None:
-    """Echo the request's API version and compress the body if the client accepts it, as Plaid does."""
-    version = request.headers.get("Plaid-Version")
-    if version in API_VERSIONS:
-        response.headers["Plaid-Version"] = version
-    if len(response.body) >= _GZIP_MIN_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
-        if len(response.body) < _THREAD_MIN_BYTES:
-            response.body = _gzip(response.body)
-        else:
-            response.body = await asyncio.to_thread(_gzip, response.body)
-        response.headers["Content-Encoding"] = "gzip"
-
-
-def _gzip(body: bytes) -> bytes:
-    # Without a time in the header, the same body leads to the same bytes.
-    return gzip.compress(body, compresslevel=1, mtime=0)
-
-
-async def _build_response(request: web.BaseRequest, response: _Response) -> web.Response:
-    await _prepare_response(request, response)
-    return web.Response(status=response.status, body=response.body, headers=response.headers)
-
-
-async def _send_truncated(request: web.BaseRequest, response: _Response, length: int) -> web.StreamResponse:
-    await _prepare_response(request, response)
-    stream = web.StreamResponse(status=response.status, headers=response.headers)
-    stream.content_length = len(response.body)
-    await stream.prepare(request)
-    await stream.write(response.body[:length])
-    return _close_connection(request)
-
-
-def _close_connection(request: web.BaseRequest) -> web.StreamResponse:
-    """Close the connection after the bytes written so far; the returned response is never sent."""
-    if request.transport is not None:
-        request.transport.close()
-    return web.Response()

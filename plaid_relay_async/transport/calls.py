@@ -24,7 +24,6 @@ from plaid_relay_async.config import (
     RetryPolicy,
     check_count,
     check_type,
-    normalize_host,
 )
 from plaid_relay_async.errors import (
     ConfigurationError,
@@ -32,6 +31,7 @@ from plaid_relay_async.errors import (
     PlaidRelayError,
     ReadTimeoutError,
 )
+from plaid_relay_async.hosts import normalize_host
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire
 from plaid_relay_async.transport.admission import Admission, CallState

@@ -139,10 +139,9 @@ def signal_when() -> Iterator[Callable[..., None]]:
     """Send a signal to this process once a condition holds; by default, once the command handles signals."""
     threads = []
 
-    def listening() -> bool:
-        return signals._on_stop.__qualname__.startswith("Signals.handled_by")
-
-    def signal_when(ready: Callable[[], object] = listening, number: int = signal.SIGINT) -> None:
+    def signal_when(
+        ready: Callable[[], object] = lambda: signals.delegated, number: int = signal.SIGINT
+    ) -> None:
         def send() -> None:
             deadline = time.monotonic() + 60
             while not ready() and time.monotonic() < deadline:

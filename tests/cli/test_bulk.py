@@ -20,8 +20,10 @@ from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.output import open_output
 from plaid_relay_async.cli.progress import ProgressDisplay
-from plaid_relay_async.cli.rows import InputSource, PipedRows, creation_form
+from plaid_relay_async.cli.row_iterators import PipedRows
+from plaid_relay_async.cli.rows import creation_form
 from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"

@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from plaid_relay_async.cli.messages import FallbackLogHandler, StderrWriter, print_message, sanitize
 from plaid_relay_async.cli.output import Output, write_all
 from plaid_relay_async.cli.progress import ProgressDisplay
-from plaid_relay_async.errors import NotSentError, escape_unprintable
+from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async.errors import NotSentError
 from plaid_relay_async.redaction import GATEWAY_KEY_PREFIX
 from plaid_relay_async.simulator import Fault
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from plaid_relay_async.cli.identifiers import Shape, shape_of
 from plaid_relay_async.cli.messages import UsageError
-from plaid_relay_async.cli.rows import InputSource, creation_form
+from plaid_relay_async.cli.rows import creation_form
+from plaid_relay_async.cli.sources import InputSource
 
 REPORT = "assets-sandbox-1111"
 CHOICES = random.Random(5)
@@ -207,7 +208,7 @@ def test_a_pipe_is_copied_into_a_private_file(tmp_path, monkeypatch, stdin):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stdin("p1\np2\n")
     with InputSource("-", stream=False) as source:
-        assert stat.S_IMODE(os.fstat(source._stream.fileno()).st_mode) == 0o600
+        assert stat.S_IMODE(os.fstat(source.fileno()).st_mode) == 0o600
         assert list(tmp_path.iterdir()) == []
         assert [row.secondary_client_id for row in source.rows(creation_form(REPORT))] == ["p1", "p2"]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from plaid_relay_async.cli.messages import UsageError
-from plaid_relay_async.cli.rows import InputSource, creation_form
+from plaid_relay_async.cli.rows import creation_form
+from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.cli.survey import InputSurvey
 
 LISTS = json.loads(Path(__file__).parents[1].joinpath("lists.json").read_text("utf-8"))

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,9 @@ from plaid_relay_async.cli.messages import UsageError, sanitize
 from plaid_relay_async.cli.output import Output, open_output
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.cli.rescue import Rescue
-from plaid_relay_async.cli.rows import FileRows
+from plaid_relay_async.cli.row_iterators import FileRows
 from plaid_relay_async.cli.signals import Signals
-from plaid_relay_async.errors import escape_surrogates
+from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.simulator import Fault
 
 CREATE = "/credit/relay/create"
@@ -266,13 +268,20 @@ async def test_a_bug_in_the_output_ends_a_run(start, tmp_path, rescued):
     """An unexpected error of the output is raised once all created tokens are stored."""
     plaid = start(latency=0.05)
 
-    class Broken(BatchRunner):
-        def _output_fields(self, outcome):
-            return super()._output_fields(outcome) | {"attempts": io}
+    class Broken:
+        def __init__(self, output: Output) -> None:
+            self._output = output
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._output, name)
+
+        def write(self, fields: dict[str, Any], **options: bool) -> None:
+            self._output.write(fields | {"attempts": io}, **options)
 
     requests = RelayCreateRequest.fan_out([REPORT], [f"p{n}" for n in range(20)])
     with open_output(str(tmp_path / "out")) as output, Signals() as signals:
-        run = Broken(RelayClient(), FileRows(iter(requests), 20), output, ProgressDisplay(None), signals, 3)
+        rows = FileRows(iter(requests), 20)
+        run = BatchRunner(RelayClient(), rows, Broken(output), ProgressDisplay(None), signals, 3)
         with pytest.raises(TypeError):
             await run()
     assert {row["relay_token"] for row in rescued(tmp_path)} == set(ledger(plaid).values())
@@ -328,12 +337,15 @@ def test_read_lines_are_dropped(pipe):
     """The memory of a long run through a pipe is bounded."""
     reading, writing = pipe
     output = Output(io.FileIO(writing.fileno(), "w", closefd=False), as_csv=False)
-    line = LINE | {"request_id": "x" * 60_000}
-    for _ in range(40):
-        output.write(line)
-        assert reading.read(100_000)
-    assert output._unread_lines is not None
-    assert len(output._unread_lines._lines) < 20
+    tracemalloc.start()
+    try:
+        for number in range(80):
+            output.write(LINE | {"request_id": f"{number:02}" * 30_000})
+            assert reading.read(100_000)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 25 * 60_000  # a pipe has at most a mebibyte that isn't read
 
 
 def test_a_long_line_and_no_reader(plaid, spawn, partners, rescued):

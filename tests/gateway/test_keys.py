@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from processes import running_process
 
 from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, KeyFile, find_key, new_key
+from plaid_relay_async.gateway.key_file import KeyFile
+from plaid_relay_async.gateway.keys import ALL_OPERATIONS, RELAY_OPERATIONS, Key, find_key, new_key
 from plaid_relay_async.limits import RateLimit
 
 NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=64)
@@ -334,17 +335,21 @@ def with_entry(**changes):
         ({"version": 1}, "isn't a key file"),
         ({"version": 2, "keys": []}, r"\$\.version must be 1"),
         ({"version": 1, "keys": {}}, r"\$\.keys must be a list"),
-        ({"version": 1, "keys": ["ann"]}, r"\$\.keys\[0\]: a key must have the fields"),
+        ({"version": 1, "keys": ["ann"]}, r"\$\.keys\[0\]: must be an object"),
         (b'{"version": 1, "keys": [{"name": "ann", "name": "ben"}]}', "two members of the same name"),
         (b'{"version": 1, "keys": [], "keys": []}', "two members of the same name"),
-        (with_entry(partners=...), r"\$\.keys\[0\]: a key must have the fields"),
-        (with_entry(admin=True), r"\$\.keys\[0\]: a key must have the fields"),
+        (with_entry(partners=...), r"\$\.keys\[0\]: the field partners is missing"),
+        (with_entry(admin=True), r"\$\.keys\[0\]: has an unknown field"),
         (with_entry(name=5), r"\$\.keys\[0\]: name must be"),
         (with_entry(digest="x"), r"\$\.keys\[0\]: digest must be"),
         (with_entry(operations=None), r"\$\.keys\[0\]: operations must be"),
         (with_entry(partners=[[]]), r"\$\.keys\[0\]: partners must be"),
-        (with_entry(rate=5), r"\$\.keys\[0\]: rate must have the fields count, per"),
-        (with_entry(rate={"count": 0, "per": 1}), r"\$\.keys\[0\]: count must be"),
+        (with_entry(partners="p"), r"\$\.keys\[0\]: partners must be"),
+        (with_entry(rate=5), r"\$\.keys\[0\]\.rate: must be an object"),
+        (with_entry(rate={"count": 1}), r"\$\.keys\[0\]\.rate: the field per is missing"),
+        (with_entry(rate={"count": 1, "per": 1, "burst": 1}), r"\$\.keys\[0\]\.rate: has an unknown field"),
+        (with_entry(rate={"count": "1", "per": 1}), r"\$\.keys\[0\]\.rate: count must be"),
+        (with_entry(rate={"count": 0, "per": 1}), r"\$\.keys\[0\]\.rate: count must be"),
         (with_entry(created="yesterday"), r"\$\.keys\[0\]: created must be"),
         (with_entry(created="2026-01-01T00:00:00"), r"\$\.keys\[0\]: created must be"),
         (with_entry(created=5), r"\$\.keys\[0\]: created must be"),
@@ -364,7 +369,7 @@ def test_an_invalid_file_is_rejected(key_file, content, problem):
     assert str(key_file.path) in str(caught.value)
 
 
-ADD = "import sys; from plaid_relay_async.gateway.keys import KeyFile; print(KeyFile(sys.argv[1]).add(sys.argv[2]))"
+ADD = "import sys; from plaid_relay_async.gateway.key_file import KeyFile; print(KeyFile(sys.argv[1]).add(sys.argv[2]))"
 
 
 def test_concurrent_additions_are_all_stored(key_file):
@@ -389,7 +394,7 @@ def test_concurrent_additions_are_all_stored(key_file):
 # empty, so that no coverage data is written, which would be truncated as well.
 KILLED = """
 import os, signal, sys
-from plaid_relay_async.gateway.keys import KeyFile
+from plaid_relay_async.gateway.key_file import KeyFile
 remaining = int(sys.argv[2])
 def step(event, _):
     global remaining

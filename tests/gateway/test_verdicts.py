@@ -311,13 +311,12 @@ async def test_retry_after_is_forwarded(lines):
 async def test_a_call_that_was_not_sent_to_plaid_is_repeated():
     """A creation is repeated while the gateway can't reach its upstream, because nothing was executed."""
     async with gateway_chain(lambda: PASS, client={"retry": RetryPolicy(attempts=3, backoff=0.001)}) as chain:
-        port = chain.proxy.port
-        await chain.proxy.__aexit__()
+        await chain.proxy.stop()
         result = await result_of(chain, "create")
         assert not isinstance(result, OutcomeUnknownError)
         assert (result.error_code, result.status, result.attempts) == ("UPSTREAM_UNREACHABLE", 503, 3)
         assert certainty_of(result) is Certainty.DECLINED
-        chain.proxy._server = await asyncio.start_server(chain.proxy._accept, "127.0.0.1", port)
+        await chain.proxy.start()
         assert (await result_of(chain, "create")).relay_token == chain.plaid.ledger[-1]["relay_token"]
 
 

@@ -295,9 +295,10 @@ async def test_ready_reports_do_not_change(api, plaid, clock, create_report, rea
 )
 async def test_part_that_breaks(api, plaid, clock, part, empty_field):
     """The report is generated without the part, and has a warning with the cause."""
-    created = await api.report(add_ons=["investments"])
-    tokens = [*plaid._world._items]  # that of the only Item
-    plaid.break_item(tokens[0], "PRODUCTS_NOT_SUPPORTED", part=part)
+    access_token = await api.access_token()
+    options = {"days_requested": 30, "options": {"add_ons": ["investments"]}}
+    created = (await api("/asset_report/create", {"access_tokens": [access_token], **options})).json
+    plaid.break_item(access_token, "PRODUCTS_NOT_SUPPORTED", part=part)
     clock.now += 10
     response = await api(GET, {"asset_report_token": created["asset_report_token"]})
     [warning] = response.json["warnings"]
@@ -310,7 +311,7 @@ async def test_part_that_breaks(api, plaid, clock, part, empty_field):
             assert account[empty_field] == []
         else:
             assert "investments" not in account
-    plaid.repair_item(tokens[0])
+    plaid.repair_item(access_token)
     body = {"asset_report_token": created["asset_report_token"]}
     filtered = (await api(FILTER, body | {"account_ids_to_exclude": []})).json["asset_report_token"]
     refreshed = (await api(REFRESH, {"asset_report_token": filtered})).json["asset_report_token"]

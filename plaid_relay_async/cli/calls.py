@@ -1,0 +1,135 @@
+"""Creates the client of a command, and makes a single call with it."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from plaid_relay_async.cli.arguments import read_token, read_value
+from plaid_relay_async.cli.messages import UsageError, max_connections
+from plaid_relay_async.cli.serving import variable_names
+from plaid_relay_async.cli.signals import signals
+from plaid_relay_async.client import RelayClient
+from plaid_relay_async.config import Timeouts
+from plaid_relay_async.errors import RequestValidationError
+from plaid_relay_async.models import RelayCreateRequest
+from plaid_relay_async.outcomes import Failed, Refreshed, Removed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from plaid_relay_async.outcomes import LateOutcome
+
+
+def build_client(
+    base_url: str | None,
+    proxy: str | None,
+    timeout: float | None,
+    concurrency: int = 1,
+    *,
+    late_outcomes: list[LateOutcome] | None = None,
+) -> RelayClient:
+    """Return the client of a command, which is not open yet.
+
+    Args:
+        base_url: the option `--base-url`.
+        proxy: the option `--proxy`.
+        timeout: the option `--timeout`.
+        concurrency: the option `--concurrency`.
+        late_outcomes: the list to which the client appends the outcome of an interrupted call.
+
+    Raises:
+        UsageError: an option is invalid, or the credentials are missing.
+        ConfigurationError: a setting of the client is invalid.
+    """
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UsageError("--timeout: must be a number of seconds greater than 0")
+    if concurrency < 1:
+        raise UsageError("--concurrency: must be an integer of at least 1")
+    if (limit := max_connections()) is not None and concurrency > limit:
+        raise UsageError(f"--concurrency: this shell allows at most {limit} connections; raise ulimit -n")
+    # The client's own error advises to pass credentials as an argument, and the command has no option for
+    # them.
+    missing = [name for name in variable_names("default") if not os.environ.get(name)]
+    if missing:
+        names = " and ".join(missing)
+        raise UsageError(f"no credentials: set {names} (see https://dashboard.plaid.com/developers/keys)")
+    timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
+    return RelayClient(
+        base_url=base_url,
+        timeouts=timeouts,
+        connections=max(100, concurrency),
+        proxy=None if proxy is None else read_value(proxy, "--proxy"),
+        trust_env=True,
+        on_late_outcome=None if late_outcomes is None else late_outcomes.append,
+    )
+
+
+def read_report_token(value: str) -> str:
+    """Return the value of `--report-token`, which may be in a file.
+
+    Raises:
+        UsageError: the token can't be read, or is invalid.
+    """
+    # The record checks the token; the partner is a placeholder.
+    return build_request(read_token(value, "--report-token"), "any-partner", None).report_tokens[0]
+
+
+def build_request(report_token: str, partner: str, webhook: str | None) -> RelayCreateRequest:
+    """Return the request that the options of a command describe.
+
+    Raises:
+        UsageError: an option is invalid; the message names it.
+    """
+    try:
+        return RelayCreateRequest((report_token,), partner, webhook)
+    except RequestValidationError as error:
+        field, problem = error.field, error.problem
+    # Raised after the `except` block: the original error, whose traceback refers to the token, is not its
+    # context.
+    option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
+    raise UsageError(f"{option}: {problem}")
+
+
+def run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:
+    """Open the client, make a call, close the client, and return the response.
+
+    Raises:
+        PlaidRelayError: the call failed.
+        KeyboardInterrupt: a signal was received.
+    """
+
+    async def call() -> Any:
+        async with client:
+            return await operation()
+
+    return signals.run(call())
+
+
+def run_write_call(
+    client: RelayClient, operation: Callable[[], Awaitable[Any]], late_outcomes: list[LateOutcome]
+) -> Any:
+    """Make a call that isn't read-only, and return its response even if a signal interrupts it.
+
+    The client waits for the response of an interrupted call, and reports it as a late outcome.
+
+    Args:
+        client: the client, which is not open yet.
+        operation: makes the call.
+        late_outcomes: the list to which the client appends the outcome of an interrupted call.
+
+    Raises:
+        PlaidRelayError: the call failed.
+        KeyboardInterrupt: a signal was received, and the outcome is unknown.
+    """
+    try:
+        return run_call(client, operation)
+    except KeyboardInterrupt:
+        # Without a late outcome (the drain timed out, or a second signal ended it) the outcome is unknown.
+        match late_outcomes:
+            case [Refreshed() | Removed() as outcome]:
+                return outcome.response
+            case [Failed(error=error)]:
+                raise error from None
+        raise

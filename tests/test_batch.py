@@ -34,7 +34,8 @@ from plaid_relay_async import (
     Unknown,
 )
 from plaid_relay_async.batch import CREATE as CREATIONS
-from plaid_relay_async.batch import Batch, _DuplicateFilter
+from plaid_relay_async.batch import Batch
+from plaid_relay_async.batch.input import DuplicateFilter
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE = "/credit/relay/create"
@@ -251,7 +252,7 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_deduplication_needs_little_memory():
     """It takes at most 128 bytes a request, whatever the length of its token and its partner's id."""
-    duplicates, count = _DuplicateFilter(CREATIONS.duplicate_key), 40_000
+    duplicates, count = DuplicateFilter(CREATIONS.duplicate_key), 40_000
     tracemalloc.start()
     try:
         for number in range(count):

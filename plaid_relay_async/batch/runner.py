@@ -1,4 +1,4 @@
-"""Batches: one call for each request, with bounded concurrency and one outcome for each.
+"""A batch: one call for each request, with bounded concurrency and one outcome for each.
 
 A batch knows nothing about HTTP. For each request, it calls a function with the request and a gate
 (`_BatchCall`), and awaits what the function returns. The transport asks the gate before each attempt, and
@@ -17,288 +17,38 @@ which calls can be cancelled and which are in flight and must be drained.
 from __future__ import annotations
 
 import asyncio
-import copy
-import hashlib
 import warnings
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeAlias, TypeVar
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
+from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
+from plaid_relay_async.batch.protocols import NO_CONTEXT, CallRecorder, LostRaceError
+from plaid_relay_async.batch.stopping import SHARED_ERROR_LIMIT, ReportErrors, stopped_report_error
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
 from plaid_relay_async.errors import (
     BatchStoppedError,
     Certainty,
-    ConnectionLostError,
     DuplicateRequestError,
     NotSentError,
-    OutcomeUnknownError,
-    PlaidAPIError,
     PlaidRelayError,
     RateLimitError,
-    RequestValidationError,
-    ResponseDecodeError,
     affects_all_requests,
     affects_report,
     certainty_of,
     is_ordinary_error,
-    strip_traceback,
 )
-from plaid_relay_async.models import (
-    RelayCreateRequest,
-    RelayGetRequest,
-    RelayPdfGetRequest,
-    RelayRefreshRequest,
-    RelayRemoveRequest,
-)
-from plaid_relay_async.outcomes import (
-    BatchResult,
-    Created,
-    Failed,
-    Fetched,
-    Progress,
-    Refreshed,
-    Removed,
-    S,
-    Unknown,
-)
+from plaid_relay_async.outcomes import BatchResult, Failed, Progress, S, Unknown
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable
     from types import TracebackType
 
-Q = TypeVar("Q")
+    from plaid_relay_async.batch.operations import BatchOperation
+    from plaid_relay_async.batch.protocols import CallContext, JournalProtocol
+
 T = TypeVar("T")
-
-# A batch stops after this number of errors that every request would get, without a success in between. The
-# same number of errors of one report stops the requests for that report.
-SHARED_ERROR_LIMIT: Final = 3
-# Only the reports with the latest errors are tracked, so that the stored errors need constant memory.
-_MAX_TRACKED_REPORTS: Final = 256
-
-Requests: TypeAlias = Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest]
-Tokens: TypeAlias = Iterable[str | Q] | AsyncIterable[str | Q]
-
-
-# --------------------------------------------------------------------------------------- the operations
-
-
-@frozen
-class BatchOperation:
-    """The properties of an operation that a batch depends on.
-
-    Attributes:
-        request_type: the class of its requests.
-        build_success: returns the outcome of a call that got a response, from `response=` and the attributes
-            that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
-            removed.
-        duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
-        duplicate_message: the message of the error of a duplicate.
-        report_key: returns the tokens of a request's report; `None` if requests don't share reports.
-        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing, so no outcome is
-            ever unknown. Safe operations return reports, which may be large.
-        advice: what to do about an unknown outcome.
-    """
-
-    request_type: type[Any]
-    build_success: Callable[..., Any]
-    duplicate_key: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
-    duplicate_message: str = "this relay token is already in the batch"
-    report_key: Callable[[Any], tuple[str, ...]] | None = None
-    is_safe: bool = False
-    advice: str = OutcomeUnknownError.advice
-
-    def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> Any:
-        """Return the outcome of a call.
-
-        Args:
-            request: the request of the call.
-            result: its response, or its `PlaidRelayError`.
-            attempts: the number of attempts, including those that weren't sent.
-            elapsed: seconds from reading the request to the end of the call.
-        """
-        error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
-        attributes: dict[str, Any] = {
-            "request": request,
-            "attempts": attempts,
-            "elapsed": elapsed,
-            "request_id": getattr(result if error is None else error, "request_id", None),
-        }
-        if error is None:
-            return self.build_success(response=result, **attributes)
-        if isinstance(error, OutcomeUnknownError):
-            return Unknown(error=error, **attributes)
-        return Failed(error=error, **attributes)
-
-    def abandoned_error(self, attempts: int) -> PlaidRelayError:
-        """Return the error of a call that was abandoned during an attempt, without a result."""
-        return self._lost_response_error("the batch ended before a response arrived", attempts=attempts)
-
-    def unexpected_error(self, error: BaseException) -> PlaidRelayError:
-        """Return the error of a call that raised something other than a `PlaidRelayError`.
-
-        Whether a request was sent is unknown then, because the error may come from anywhere.
-        """
-        unexpected = self._lost_response_error(
-            f"{type(error).__name__} was raised during the call", sent=None
-        )
-        unexpected.__cause__ = error
-        return unexpected
-
-    def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
-        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt.
-
-        The error of a safe operation stays as it is.
-        """
-        # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
-        in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
-        if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
-            return error
-        attributes = {
-            name: value for name, value in vars(error).items() if hasattr(OutcomeUnknownError, name)
-        }
-        unknown = self._lost_response_error(str(error.args[0]), **attributes)
-        unknown.__cause__ = error
-        return unknown
-
-    def _lost_response_error(self, message: str, **attributes: Any) -> PlaidRelayError:
-        if self.is_safe:
-            return ConnectionLostError(message, **attributes)
-        return OutcomeUnknownError(message, **attributes | {"advice": self.advice})
-
-
-def _build_created(*, response: Any, **attributes: Any) -> Created:
-    return Created(relay_token=response.relay_token, **attributes)
-
-
-def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
-    if response.removed:
-        return Removed(response=response, **attributes)
-    details = {"status": 200, "request_id": response.request_id, "attempts": attributes["attempts"]}
-    error = PlaidAPIError("Plaid's response says that the relay token wasn't removed", **details)
-    error.advice = "The partner can still read the report: remove the token again, or ask Plaid's support."
-    return Failed(error=error, **attributes)
-
-
-def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
-    # The order of the tokens makes no difference to Plaid.
-    return tuple(sorted(request.report_tokens))
-
-
-def _pair_key(request: RelayCreateRequest) -> tuple[str, ...]:
-    return (*_report_key(request), request.secondary_client_id)
-
-
-CREATE: Final = BatchOperation(
-    RelayCreateRequest,
-    _build_created,
-    _pair_key,
-    "this pair of report and partner is already in the batch",
-    _report_key,
-)
-GET: Final = BatchOperation(RelayGetRequest, Fetched, is_safe=True)
-GET_PDF: Final = BatchOperation(RelayPdfGetRequest, Fetched, is_safe=True)
-REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
-REMOVE: Final = BatchOperation(
-    RelayRemoveRequest,
-    _build_removed,
-    advice="The relay token may have been removed. Remove it again, which is safe: if Plaid doesn't find it, "
-    "it was removed.",
-)
-
-
-@frozen(eq=False, repr=False)
-class CallContext:
-    """The context in which a journal records calls: for which account at Plaid, and with which settings.
-
-    Attributes:
-        host: the host of Plaid's API, or of the gateway or simulator that is called instead.
-        get_client_id: returns the client ID, or `None` if a gateway adds it; raises `NotSentError` or
-            `ConfigurationError` if the source of the credentials fails.
-        max_request_seconds: the longest time for which a request may be in flight; `None` for no limit.
-        legacy_host: the host as it is spelled in the base URL, which earlier versions recorded.
-        retry_unknown: replaces the journal's setting, unless it is `None`.
-        retry_failed: replaces the journal's setting, unless it is `None`.
-    """
-
-    host: str
-    get_client_id: Callable[[], Awaitable[str | None]]
-    max_request_seconds: float | None
-    legacy_host: str | None = None
-    retry_unknown: bool | None = None
-    retry_failed: bool | None = None
-
-
-async def _no_client_id() -> None:
-    """Return no client ID: the placeholder for a batch without a journal, which never calls it."""
-
-
-NO_CONTEXT: Final = CallContext("", _no_client_id, None)
-
-
-class LostRaceError(Exception):
-    """The pair has changed since its look-up, or was assumed to be new. Acquire a new recorder."""
-
-
-class CallRecorder(Protocol):
-    """A journal's recorder of one call.
-
-    It holds the call's pair until it is released: meanwhile the journal object returns no other recorder for
-    that pair. Another process may still change what is recorded of the pair; see `LostRaceError`.
-    """
-
-    @property
-    def recorded_outcome(self) -> Any:
-        """The outcome, if the journal has one already; then nothing is sent."""
-        ...
-
-    @property
-    def earlier_in_doubt_error(self) -> OutcomeUnknownError | None:
-        """The error of an earlier recorded attempt that ended in doubt, or `None`."""
-        ...
-
-    @property
-    def journalled(self) -> bool:
-        """Whether the journal records the outcome."""
-        ...
-
-    async def record_intent(self) -> None:
-        """Record that an attempt is about to start; return once the record is durable.
-
-        Raises:
-            LostRaceError: the attempt must not start, and the batch acquires a new recorder. Any other error
-                stops the batch.
-        """
-        ...
-
-    def record_outcome(self, outcome: Any) -> Awaitable[object]:
-        """Record the outcome, durable once awaited; `None` means that the request isn't attempted.
-
-        For `None`, the awaitable may raise `LostRaceError`. Any other error stops the batch.
-        """
-        ...
-
-    def release(self) -> None:
-        """Release the pair: the call has ended, with or without an outcome, or needs a new recorder.
-
-        If the call was cancelled, the awaitable of `record_outcome` may not be done yet.
-        """
-        ...
-
-
-class JournalProtocol(Protocol):
-    """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
-
-    async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
-        """Return a recorder for a request; wait while another call for the same pair is in progress.
-
-        Raises:
-            NotSentError: the client ID isn't available; the call fails. Any other error stops the batch.
-        """
-        ...
-
-
-# ------------------------------------------------------------------------------------------- one call
 
 
 class _SendingStoppedError(Exception):
@@ -407,7 +157,7 @@ class _BatchCall(Generic[S]):
         if cause is not None:
             sent = self.last_error is not None and bool(self.last_error.sent)
             self.report_stopped = True
-            self.last_error = _stopped_report_error(cause, sent=sent, attempts=self.attempts)
+            self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
             raise _SendingStoppedError
 
     def success_outcome(self, response: Any) -> S:
@@ -446,141 +196,7 @@ class _BatchCall(Generic[S]):
         return None if self.last_error is None else self.error_outcome(self.last_error)
 
 
-def _stopped_report_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:
-    """Return the error of a request that isn't sent because others for its report failed with `cause`."""
-    error = copy.copy(cause)
-    not_sent = "not sent again" if sent else "not sent"
-    error.args = (f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}",)
-    error.sent, error.attempts = sent, attempts
-    vars(error).pop("request_id", None)  # it identifies another request
-    return error
-
-
 CallFunction: TypeAlias = "Callable[[Any, _BatchCall[S]], Awaitable[Any]]"
-
-
-# -------------------------------------------------------------------------------------------- the input
-
-
-class _RequestReader:
-    """Reads requests one by one, from an iterable or an async iterable.
-
-    Attributes:
-        reading_task: the task that waits for an async iterable, or `None`. Cancelling it would close an async
-            generator, and the rest of the input would be lost.
-    """
-
-    def __init__(
-        self,
-        source: Iterable[Any] | AsyncIterable[Any],
-        request_type: type[Any],
-        request_from_token: Callable[[Any], Any] | None,
-    ) -> None:
-        self._request_type = request_type
-        self._request_from_token = request_from_token
-        self._name = "requests" if request_from_token is None else "relay_tokens"
-        self._read_count = 0
-        self._lock = asyncio.Lock()
-        self._async_iterator: AsyncIterator[Any] | None = None
-        self.reading_task: asyncio.Task[Any] | None = None
-        self._iterator: Iterator[Any] = iter(())
-        # A string is an iterable of characters, which is never what the caller means.
-        if isinstance(source, str | bytes):
-            raise RequestValidationError.of(
-                self._name, "must be an iterable, not one string: wrap it in a list"
-            )
-        if isinstance(source, AsyncIterable):
-            self._async_iterator = aiter(source)
-        else:
-            self._iterator = iter(source)
-
-    async def read_next(self) -> Any:
-        """Return the next request, or `None` at the end of the input.
-
-        Raises:
-            RequestValidationError: an item isn't a request or, where tokens are allowed, a valid token.
-        """
-        try:
-            if self._async_iterator is None:
-                return self._to_request(next(self._iterator))
-            # An async generator can't be advanced by two tasks at the same time.
-            async with self._lock:
-                self.reading_task = asyncio.current_task()
-                try:
-                    return self._to_request(await anext(self._async_iterator))
-                finally:
-                    self.reading_task = None
-        except (StopIteration, StopAsyncIteration):
-            return None
-
-    @strip_traceback
-    def _to_request(self, item: Any) -> Any:
-        place = f"{self._name}[{self._read_count}]"
-        self._read_count += 1
-        if isinstance(item, self._request_type):
-            return item
-        if self._request_from_token is None:
-            problem = f"must be a {self._request_type.__name__}, not {type(item).__name__}"
-            raise RequestValidationError.of(place, problem)
-        try:
-            return self._request_from_token(item)
-        except RequestValidationError as error:
-            problem = error.problem
-        # It is raised outside the handler, so that it has no context, whose frames may have the token.
-        raise RequestValidationError.of(place, problem)
-
-
-class _DuplicateFilter:
-    """Detects duplicates by a digest of each request's key: about 100 bytes a request, and no tokens."""
-
-    def __init__(self, key: Callable[[Any], tuple[str, ...]]) -> None:
-        self._key = key
-        self._seen: set[bytes] = set()
-
-    def is_duplicate(self, request: object) -> bool:
-        """Return whether a request with the same key was seen before, and remember this one."""
-        digest = _hash_key(self._key(request))
-        if digest in self._seen:
-            return True
-        self._seen.add(digest)
-        return False
-
-
-def _hash_key(key: tuple[str, ...]) -> bytes:
-    # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
-    return hashlib.blake2b("\0".join(key).encode(), digest_size=15).digest()
-
-
-class _ReportErrors:
-    """Counts the errors of each report, for the reports that failed most recently. It stores no tokens."""
-
-    def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
-        self._report_key = report_key
-        self._errors: dict[bytes, tuple[int, PlaidRelayError]] = {}
-
-    def record_error(self, request: object, error: PlaidRelayError) -> None:
-        """Count an error of the request's report."""
-        digest = _hash_key(self._report_key(request))
-        count, _ = self._errors.pop(digest, (0, error))
-        # A copy has no traceback, whose frames would keep responses in memory.
-        self._errors[digest] = (count + 1, copy.copy(error))
-        if len(self._errors) > _MAX_TRACKED_REPORTS:
-            del self._errors[next(iter(self._errors))]
-
-    def clear(self, request: object) -> None:
-        """Forget the errors of the request's report, because a request for it succeeded."""
-        if self._errors:
-            self._errors.pop(_hash_key(self._report_key(request)), None)
-
-    def report_stop_cause(self, request: object) -> PlaidRelayError | None:
-        """Return the error that stops the requests for the same report, or `None`."""
-        if not self._errors:
-            return None
-        count, error = self._errors.get(_hash_key(self._report_key(request)), (0, None))
-        return error if count >= SHARED_ERROR_LIMIT else None
-
-
-# -------------------------------------------------------------------------------------------- the batch
 
 
 class Batch(Generic[S]):
@@ -625,7 +241,7 @@ class Batch(Generic[S]):
         self._journal = journal
         self._context = context
         self._background_tasks: set[asyncio.Future[object]] = set()
-        self._source = _RequestReader(requests, operation.request_type, request_from_token)
+        self._source = RequestReader(requests, operation.request_type, request_from_token)
         self._call = call
         self._concurrency = concurrency
         self._drain_timeout = drain_timeout
@@ -633,7 +249,7 @@ class Batch(Generic[S]):
         self._reading_timer: asyncio.TimerHandle | None = None
         self._on_outcome = on_outcome
         self._on_progress = on_progress
-        self._duplicates = None if allow_duplicates else _DuplicateFilter(operation.duplicate_key)
+        self._duplicates = None if allow_duplicates else DuplicateFilter(operation.duplicate_key)
         self._unread_outcomes: deque[S | Failed | Unknown] = deque()
         self._stream_changed = asyncio.Event()
         # Backpressure: calls in flight and unread outcomes share this bound. It is twice the concurrency, so
@@ -647,7 +263,7 @@ class Batch(Generic[S]):
         self.now: Callable[[], float] = float  # returns 0.0 until the batch starts
         self._started_at = 0.0
         self._shared_error_count = 0
-        self._report_errors = None if operation.report_key is None else _ReportErrors(operation.report_key)
+        self._report_errors = None if operation.report_key is None else ReportErrors(operation.report_key)
         self._error: BaseException | None = None
 
     # ------------------------------------------------------------------------------- the two ways of use

@@ -44,7 +44,7 @@ MAP = {
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports(("errors", "models"), ("attrs",)),
-    "batch": AllowedImports(("cancellation", "errors", "models", "outcomes"), ("attrs",)),
+    "batch": AllowedImports(("cancellation", "config", "errors", "models", "outcomes"), ("attrs",)),
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports(("config", "errors"), ("attrs", "redis")),
     "journal": AllowedImports(

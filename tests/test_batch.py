@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 from processes import wait_until_async
-from support import OWNER, QUICK, RecordingJournal, timeout_when
+from support import OWNER, QUICK, RecordingJournal, batch_of, timeout_when
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -114,7 +114,7 @@ async def test_elapsed_is_set_when_a_stream_ends():
             return RelayCreateResponse("token")
 
         rows = RelayCreateRequest.fan_out(["report"], partner_names(3))
-        async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
+        async with batch_of(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
             async for _ in outcomes:
                 await pause(reading)
         assert outcomes.result.elapsed > 0
@@ -223,7 +223,7 @@ async def test_the_concurrency_limits_the_calls_in_flight(plaid):
         in_flight -= 1
         return RelayCreateResponse(f"token-{request.secondary_client_id}")
 
-    result = await Batch(CREATIONS, create_requests(plaid, 100), create, concurrency=7, drain_timeout=1)
+    result = await batch_of(CREATIONS, create_requests(plaid, 100), create, concurrency=7, drain_timeout=1)
     assert maximum == 7
     assert len(result.created) == 100
 
@@ -361,7 +361,7 @@ async def test_a_call_without_a_result_is_unknown(plaid):
         await gate.start_attempt()
         await asyncio.Event().wait()
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=0.02
     ) as outcomes:
         await asyncio.sleep(0.01)
@@ -614,7 +614,7 @@ async def test_no_retry_starts_after_the_batch_is_left(plaid):
         gate.prepare_retry(RateLimitError("no", status=429), never_executed=True)
         raise AssertionError("prepare_retry() forbids the next attempt")
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
     ) as outcomes:
         await started.wait()
@@ -633,7 +633,7 @@ async def test_no_attempt_starts_after_the_batch_is_left(plaid):
         except asyncio.CancelledError:
             await gate.start_attempt()
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
     ) as outcomes:
         await waiting.wait()
@@ -819,7 +819,7 @@ async def test_a_report_resumes_if_a_request_in_flight_succeeds():
         elif not outcome.attempts:
             unsent.set()
 
-    result = await Batch(CREATIONS, rows(), create, concurrency=2, drain_timeout=1, on_outcome=count)
+    result = await batch_of(CREATIONS, rows(), create, concurrency=2, drain_timeout=1, on_outcome=count)
     assert [each.request.secondary_client_id for each in result.created] == ["partner-0", "partner-5"]
     assert [each.attempts for each in result.failed] == [1, 1, 1, 0]
 
@@ -861,7 +861,7 @@ async def test_no_retry_starts_after_the_report_has_stopped(error, never_execute
             stopped.set()
 
     rows = RelayCreateRequest.fan_out(["report"], partner_names(4))
-    await Batch(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
+    await batch_of(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
     (last,) = [each for each in outcomes if each.request.secondary_client_id == "partner-0"]
     sent = not isinstance(error, NotSentError)
     assert (type(last), last.attempts, last.error.sent) == (kind, 1, sent)
@@ -877,12 +877,13 @@ async def test_the_memory_of_stopped_reports_is_bounded():
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
-    batch = Batch(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
+    batch = batch_of(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
     assert (await batch).counts == {"failed": 1800}
-    assert len(batch._report_errors._errors) == 256
-    assert batch.report_stop_cause(RelayCreateRequest(["report-0"], "p")) is None
-    assert batch.report_stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
-    assert "report-599" not in repr(batch._report_errors._errors)
+    stopped = batch.sending.report_errors
+    assert len(stopped.errors) == 256
+    assert stopped.stop_cause(RelayCreateRequest(["report-0"], "p")) is None
+    assert stopped.stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert "report-599" not in repr(stopped.errors)
 
 
 async def test_waiting_for_a_rate_limit_is_queueing(plaid):
@@ -1089,7 +1090,7 @@ async def test_requests_that_fail_immediately_do_not_block_the_loop(plaid):
     endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await Batch(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
+            await batch_of(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
 
 
 async def test_none_among_the_requests_is_rejected(plaid, client):
@@ -1195,7 +1196,7 @@ async def test_an_unexpected_error_during_a_call_is_unknown(plaid):
             raise ZeroDivisionError
         return RelayCreateResponse("token")
 
-    result = await Batch(CREATIONS, create_requests(plaid, 3), create, concurrency=1, drain_timeout=1)
+    result = await batch_of(CREATIONS, create_requests(plaid, 3), create, concurrency=1, drain_timeout=1)
     (unknown,) = result.unknown
     assert isinstance(unknown.error.__cause__, ZeroDivisionError)
     assert len(result.created) == 2
@@ -1373,9 +1374,9 @@ async def test_an_empty_batch_succeeds(client):
 
 
 def test_outcomes_share_their_attributes():
-    """Created, Failed and Unknown differ only in the token and the error."""
+    """Created, Failed and Unknown differ only in the response and the error."""
     request = RelayCreateRequest(["t"], "p")
     shared = {"request": request, "attempts": 1, "elapsed": 0.1, "request_id": None}
-    assert Created(relay_token="t", **shared).journalled is False
+    assert Created(response=RelayCreateResponse("t"), **shared).journalled is False
     assert Failed(error=PlaidRelayError("x"), **shared).journalled is False
     assert Unknown(error=OutcomeUnknownError("x"), **shared).journalled is False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeAlias
 
 from attrs import frozen
 
+from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, ResultT
 from plaid_relay_async.errors import (
     Certainty,
     ConnectionLostError,
@@ -24,11 +25,18 @@ from plaid_relay_async.models import (
     RelayRefreshRequest,
     RelayRemoveRequest,
 )
-from plaid_relay_async.outcomes import Created, Failed, Fetched, Refreshed, Removed, Unknown
+from plaid_relay_async.outcomes import Created, Failed, Fetched, Outcome, R, Refreshed, Removed, Unknown
+
+if TYPE_CHECKING:
+    from plaid_relay_async.models import AssetReportGetResponse, PdfResponse
+
+# The outcome of a read is never unknown.
+ReadOutcome: TypeAlias = Fetched[R] | Failed
+ReadResult: TypeAlias = BatchResult[Fetched[R], Never]
 
 
 @frozen
-class BatchOperation:
+class BatchOperation(Generic[OutcomeT, ResultT]):
     """The properties of an operation that a batch depends on.
 
     Attributes:
@@ -36,6 +44,7 @@ class BatchOperation:
         build_success: returns the outcome of a call that got a response, from `response=` and the attributes
             that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
             removed.
+        result_type: the class of the result of its batch.
         duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
         duplicate_message: the message of the error of a duplicate.
         report_key: returns the tokens of a request's report; `None` if requests don't share reports.
@@ -45,14 +54,15 @@ class BatchOperation:
     """
 
     request_type: type[Any]
-    build_success: Callable[..., Any]
+    build_success: Callable[..., OutcomeT]
+    result_type: Callable[[], ResultT]
     duplicate_key: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
     duplicate_message: str = "this relay token is already in the batch"
     report_key: Callable[[Any], tuple[str, ...]] | None = None
     is_safe: bool = False
     advice: str = OutcomeUnknownError.advice
 
-    def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> Any:
+    def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> OutcomeT:
         """Return the outcome of a call.
 
         Args:
@@ -70,9 +80,10 @@ class BatchOperation:
         }
         if error is None:
             return self.build_success(response=result, **attributes)
+        outcome: Any = Failed(error=error, **attributes)
         if isinstance(error, OutcomeUnknownError):
-            return Unknown(error=error, **attributes)
-        return Failed(error=error, **attributes)
+            outcome = Unknown(error=error, **attributes)
+        return outcome  # type: ignore[no-any-return]
 
     def abandoned_error(self, attempts: int) -> PlaidRelayError:
         """Return the error of a call that was abandoned during an attempt, without a result."""
@@ -111,10 +122,6 @@ class BatchOperation:
         return OutcomeUnknownError(message, **attributes | {"advice": self.advice})
 
 
-def _build_created(*, response: Any, **attributes: Any) -> Created:
-    return Created(relay_token=response.relay_token, **attributes)
-
-
 def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
     if response.removed:
         return Removed(response=response, **attributes)
@@ -130,22 +137,30 @@ def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
 
 
 def _pair_key(request: RelayCreateRequest) -> tuple[str, ...]:
-    return (*_report_key(request), request.secondary_client_id)
+    return (*sorted(request.report_tokens), request.secondary_client_id)
 
 
-CREATE: Final = BatchOperation(
+CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
     RelayCreateRequest,
-    _build_created,
+    Created,
+    CreationResult,
     _pair_key,
     "this pair of report and partner is already in the batch",
     _report_key,
 )
-GET: Final = BatchOperation(RelayGetRequest, Fetched, is_safe=True)
-GET_PDF: Final = BatchOperation(RelayPdfGetRequest, Fetched, is_safe=True)
-REFRESH: Final = BatchOperation(RelayRefreshRequest, Refreshed)
-REMOVE: Final = BatchOperation(
+GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
+    BatchOperation(RelayGetRequest, Fetched, BatchResult, is_safe=True)
+)
+GET_PDF: Final[BatchOperation[ReadOutcome[PdfResponse], ReadResult[PdfResponse]]] = BatchOperation(
+    RelayPdfGetRequest, Fetched, BatchResult, is_safe=True
+)
+REFRESH: Final[BatchOperation[Refreshed | Failed | Unknown, BatchResult[Refreshed, Unknown]]] = (
+    BatchOperation(RelayRefreshRequest, Refreshed, BatchResult)
+)
+REMOVE: Final[BatchOperation[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]] = BatchOperation(
     RelayRemoveRequest,
     _build_removed,
+    BatchResult,
     advice="The relay token may have been removed. Remove it again, which is safe: if Plaid doesn't find it, "
     "it was removed.",
 )

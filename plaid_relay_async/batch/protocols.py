@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 
@@ -31,13 +31,6 @@ class CallContext:
     legacy_host: str | None = None
     retry_unknown: bool | None = None
     retry_failed: bool | None = None
-
-
-async def _no_client_id() -> None:
-    """Return no client ID: the placeholder for a batch without a journal, which never calls it."""
-
-
-NO_CONTEXT: Final = CallContext("", _no_client_id, None)
 
 
 class LostRaceError(Exception):

@@ -1,16 +1,28 @@
-"""The errors because of which a batch stops sending: those that further requests would get as well."""
+"""When a batch stops, and how: no further attempt starts, and calls in flight are drained.
+
+A batch stops if its caller leaves it, if its input, journal or callback raises, or after errors that its
+other requests would get as well. Errors of one report stop only the requests for that report.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
+from attrs import define, field
+
+from plaid_relay_async.batch.input import RequestReader
 from plaid_relay_async.batch.operations import digest_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from plaid_relay_async.errors import PlaidRelayError
+from plaid_relay_async.cancellation import DrainTracker, wait_until_done
+from plaid_relay_async.errors import (
+    PlaidRelayError,
+    RateLimitError,
+    affects_all_requests,
+    affects_report,
+)
+from plaid_relay_async.outcomes import Failed, Unknown
 
 # A batch stops after this number of errors that every request would get, without a success in between. The
 # same number of errors of one report stops the requests for that report.
@@ -19,32 +31,141 @@ SHARED_ERROR_LIMIT: Final = 3
 _MAX_TRACKED_REPORTS: Final = 256
 
 
-class ReportErrors:
-    """Counts the errors of each report, for the reports that failed most recently. It stores no tokens."""
+class SendingStoppedError(Exception):
+    """The request must not be sent, because the batch, or the requests for its report, have stopped."""
 
-    def __init__(self, report_key: Callable[[Any], tuple[str, ...]]) -> None:
-        self._report_key = report_key
-        self._errors: dict[bytes, tuple[int, PlaidRelayError]] = {}
+
+class DrainableCall(Protocol):
+    """A call that a drain may have to wait for."""
+
+    @property
+    def must_drain(self) -> bool:
+        """Whether the call must be waited for when sending stops; otherwise it is cancelled."""
+        ...
+
+
+@define(eq=False, repr=False)
+class Sending:
+    """The tasks that send the requests of a batch, and whether they may start further attempts.
+
+    A single call with a journal has one as well.
+
+    Attributes:
+        drain_timeout: the seconds for which calls in flight are waited for.
+        drains: counts the client's drains.
+        report_errors: the errors of each report, if the requests share reports.
+        reader: the input of the batch.
+        calls: the tasks that send, each with the call that it makes at the moment.
+        stopped: whether no further attempt may start.
+        stopped_by: the error because of which sending stopped; `None` if the caller stopped it.
+        error: an error of the input, the journal or a callback; it is raised once all calls have ended.
+    """
+
+    drain_timeout: float
+    drains: DrainTracker = field(factory=DrainTracker)
+    report_errors: ReportErrors | None = None
+    reader: RequestReader | None = None
+    calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)
+    stopped: bool = field(default=False, init=False)
+    stopped_by: BaseException | None = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    _reading_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _shared_error_count: int = field(default=0, init=False)
+
+    def stop(self, reason: BaseException | None) -> None:
+        """Start no more attempts, and cancel the tasks whose call doesn't have to be drained.
+
+        A task that waits for an async input isn't cancelled until the drain timeout: cancelling it would
+        close an async generator, and the rest of the input would be lost.
+
+        Args:
+            reason: the error because of which sending stops, or `None` if the caller stops it.
+        """
+        self.stopped = True
+        self.stopped_by = self.stopped_by or reason
+        for task, call in self.calls.items():
+            if self.reader is not None and task is self.reader.reading_task:
+                self._reading_timer = self._reading_timer or task.get_loop().call_later(
+                    self.drain_timeout, task.cancel
+                )
+            elif task is not asyncio.current_task() and (call is None or not call.must_drain):
+                task.cancel()
+
+    def stop_with_error(self, error: BaseException) -> None:
+        """Stop because of an error that isn't a request's; it is raised once all calls have ended."""
+        self.error = self.error or error
+        self.stop(error)
+
+    async def stop_and_drain(self, runner: asyncio.Task[None]) -> None:
+        """Stop sending, and wait for the task that runs the calls, until the drain timeout cancels it."""
+        self.stop(None)
+        timer = asyncio.get_running_loop().call_later(self.drain_timeout, runner.cancel)
+        try:
+            with self.drains.track():
+                await wait_until_done(runner)
+        finally:
+            timer.cancel()
+
+    def end(self) -> None:
+        """Cancel the timer of a task that waited for the input: all tasks have ended."""
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
+
+    def count_outcome(self, outcome: Any, error: PlaidRelayError | None) -> None:
+        """Stop, or stop the requests for a report, if all others would get the same error.
+
+        Sending also stops if the operation's pauses since the last accepted attempt exceed the retry policy's
+        `max_pause`.
+
+        Args:
+            outcome: the outcome of a call.
+            error: the error of its last attempt, if that one isn't counted yet.
+        """
+        if not isinstance(outcome, Failed | Unknown):
+            if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
+                self._shared_error_count = 0
+                if self.report_errors is not None:
+                    self.report_errors.clear(outcome.request)
+        elif error is not None:
+            if self.report_errors is not None and affects_report(error):
+                self.report_errors.record_error(outcome.request, error)
+            self._shared_error_count += affects_all_requests(error)
+            pause_too_long = isinstance(error, RateLimitError) and error.exceeds_max_pause
+            if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:
+                self.stop(error)
+
+
+@define(eq=False, repr=False)
+class ReportErrors:
+    """Counts the errors of each report, for the reports that failed most recently. It stores no tokens.
+
+    Attributes:
+        report_key: returns the tokens of a request's report.
+        errors: by a digest of the report, the number of its errors and the latest one.
+    """
+
+    report_key: Callable[[Any], tuple[str, ...]]
+    errors: dict[bytes, tuple[int, PlaidRelayError]] = field(factory=dict, init=False)
 
     def record_error(self, request: object, error: PlaidRelayError) -> None:
         """Count an error of the request's report."""
-        digest = digest_of(self._report_key(request))
-        count, _ = self._errors.pop(digest, (0, error))
+        digest = digest_of(self.report_key(request))
+        count, _ = self.errors.pop(digest, (0, error))
         # A copy has no traceback, whose frames would keep responses in memory.
-        self._errors[digest] = (count + 1, copy.copy(error))
-        if len(self._errors) > _MAX_TRACKED_REPORTS:
-            del self._errors[next(iter(self._errors))]
+        self.errors[digest] = (count + 1, copy.copy(error))
+        if len(self.errors) > _MAX_TRACKED_REPORTS:
+            del self.errors[next(iter(self.errors))]
 
     def clear(self, request: object) -> None:
         """Forget the errors of the request's report, because a request for it succeeded."""
-        if self._errors:
-            self._errors.pop(digest_of(self._report_key(request)), None)
+        if self.errors:
+            self.errors.pop(digest_of(self.report_key(request)), None)
 
-    def report_stop_cause(self, request: object) -> PlaidRelayError | None:
+    def stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for the same report, or `None`."""
-        if not self._errors:
+        if not self.errors:
             return None
-        count, error = self._errors.get(digest_of(self._report_key(request)), (0, None))
+        count, error = self.errors.get(digest_of(self.report_key(request)), (0, None))
         return error if count >= SHARED_ERROR_LIMIT else None
 
 

@@ -252,7 +252,7 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_deduplication_needs_little_memory():
     """It takes at most 128 bytes a request, whatever the length of its token and its partner's id."""
-    duplicates, count = DuplicateFilter(CREATIONS.duplicate_key), 40_000
+    duplicates, count = DuplicateFilter(CREATIONS.identity), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
@@ -558,7 +558,7 @@ async def test_a_declined_call_that_waits_for_a_pause_fails_when_the_batch_is_le
     """A call that Plaid declined, and that waits for its next attempt, certainly wasn't executed."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}))
     batch = client.relay.create_many(create_requests(plaid, 20), concurrency=4)
-    task = asyncio.create_task(batch._run_to_result())
+    task = asyncio.ensure_future(batch)
     while plaid.counts[CREATE] < 4:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.2)  # the responses arrive
@@ -879,11 +879,10 @@ async def test_the_memory_of_stopped_reports_is_bounded():
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
     batch = batch_of(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
     assert (await batch).counts == {"failed": 1800}
-    stopped = batch.sending.report_errors
-    assert len(stopped.errors) == 256
-    assert stopped.stop_cause(RelayCreateRequest(["report-0"], "p")) is None
-    assert stopped.stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
-    assert "report-599" not in repr(stopped.errors)
+    assert len(batch.sending.report_errors) == 256
+    assert batch.sending.report_stop_cause(RelayCreateRequest(["report-0"], "p")) is None
+    assert batch.sending.report_stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert "report-599" not in repr(batch.sending.report_errors)
 
 
 async def test_waiting_for_a_rate_limit_is_queueing(plaid):
@@ -1331,6 +1330,12 @@ async def test_an_invalid_concurrency_is_rejected(client, concurrency):
     """It is rejected when the batch is created, before anything is sent."""
     with pytest.raises(ConfigurationError, match="concurrency must be a whole number of 1 or more"):
         client.relay.create_many([], concurrency=concurrency)
+
+
+async def test_an_unknown_option_is_rejected(client):
+    """A misspelled argument is rejected with its name, and not ignored."""
+    with pytest.raises(ConfigurationError, match="no option 'concurency'"):
+        client.relay.create_many([], concurency=5)
 
 
 async def test_a_batch_runs_once(plaid, client):

@@ -100,7 +100,8 @@ class TrackedCall(Generic[OutcomeT]):
                 if recorder.recorded_outcome is None:
                     await self._send_and_record(recorder)
                 else:
-                    self.outcome = evolve(recorder.recorded_outcome, elapsed=self._elapsed())
+                    elapsed = asyncio.get_running_loop().time() - self.started_at
+                    self.outcome = evolve(recorder.recorded_outcome, elapsed=elapsed)
             except LostRaceError:  # the next recorder looks the pair up again
                 self.phase = Phase.WAITING
             else:
@@ -244,19 +245,13 @@ class TrackedCall(Generic[OutcomeT]):
         """Raise `SendingStoppedError` if the request must not be sent."""
         if self.sending.stopped:
             raise SendingStoppedError
-        errors = self.sending.report_errors
-        if errors is not None and (cause := errors.stop_cause(self.request)) is not None:
+        if (cause := self.sending.report_stop_cause(self.request)) is not None:
             sent = self.last_error is not None and bool(self.last_error.sent)
             self.report_stopped = True
             self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
             raise SendingStoppedError
 
     # ---------------------------------------------------------------------------------------- the outcome
-
-    @property
-    def error_to_count(self) -> PlaidRelayError | None:
-        """The last error, unless it was counted before with another request for the same report."""
-        return None if self.report_stopped else self.last_error
 
     @property
     def _outcome_to_record(self) -> OutcomeT | None:
@@ -299,9 +294,7 @@ class TrackedCall(Generic[OutcomeT]):
             self.end_with_error(self.last_error)
 
     def _set_outcome(self, result: Any) -> None:
+        elapsed = asyncio.get_running_loop().time() - self.started_at
         self.outcome = self.operation.build_outcome(
-            self.request, result, attempts=self.attempts, elapsed=self._elapsed()
+            self.request, result, attempts=self.attempts, elapsed=elapsed
         )
-
-    def _elapsed(self) -> float:
-        return asyncio.get_running_loop().time() - self.started_at

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
+from attrs import define, field
+
 from plaid_relay_async.batch.operations import digest_of
 from plaid_relay_async.errors import RequestValidationError, strip_traceback
 from plaid_relay_async.models import RelayCreateRequest
@@ -84,16 +86,20 @@ class RequestReader:
         raise RequestValidationError.of(place, problem)
 
 
+@define(eq=False, repr=False)
 class DuplicateFilter:
-    """Detects duplicates by a digest of each request's key: about 100 bytes a request, and no tokens."""
+    """Detects duplicates by a digest of each request: about 100 bytes a request, and no tokens.
 
-    def __init__(self, key: Callable[[Any], tuple[str, ...]]) -> None:
-        self._key = key
-        self._seen: set[bytes] = set()
+    Attributes:
+        identity: see `BatchOperation.identity`.
+    """
+
+    identity: tuple[str, ...]
+    _seen: set[bytes] = field(factory=set, init=False)
 
     def is_duplicate(self, request: object) -> bool:
-        """Return whether a request with the same key was seen before, and remember this one."""
-        digest = digest_of(self._key(request))
+        """Return whether a request with the same identity was seen before, and remember this one."""
+        digest = digest_of(request, self.identity)
         if digest in self._seen:
             return True
         self._seen.add(digest)

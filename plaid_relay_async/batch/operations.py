@@ -45,9 +45,11 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
             that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
             removed.
         result_type: the class of the result of its batch.
-        duplicate_key: returns the strings that identify a request; requests with the same key are duplicates.
+        identity: the names of the fields that identify a request: if they are equal, two requests are
+            duplicates.
         duplicate_message: the message of the error of a duplicate.
-        report_key: returns the tokens of a request's report; `None` if requests don't share reports.
+        report_identity: the names of the fields that identify a request's report; none if requests don't
+            share reports.
         is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing, so no outcome is
             ever unknown. Safe operations return reports, which may be large.
         advice: what to do about an unknown outcome.
@@ -56,9 +58,9 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     request_type: type[Any]
     build_success: Callable[..., OutcomeT]
     result_type: Callable[[], ResultT]
-    duplicate_key: Callable[[Any], tuple[str, ...]] = lambda request: (request.relay_token,)
+    identity: tuple[str, ...] = ("relay_token",)
     duplicate_message: str = "this relay token is already in the batch"
-    report_key: Callable[[Any], tuple[str, ...]] | None = None
+    report_identity: tuple[str, ...] = ()
     is_safe: bool = False
     advice: str = OutcomeUnknownError.advice
 
@@ -131,22 +133,13 @@ def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
     return Failed(error=error, **attributes)
 
 
-def _report_key(request: RelayCreateRequest) -> tuple[str, ...]:
-    # The order of the tokens makes no difference to Plaid.
-    return tuple(sorted(request.report_tokens))
-
-
-def _pair_key(request: RelayCreateRequest) -> tuple[str, ...]:
-    return (*sorted(request.report_tokens), request.secondary_client_id)
-
-
 CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
     RelayCreateRequest,
     Created,
     CreationResult,
-    _pair_key,
-    "this pair of report and partner is already in the batch",
-    _report_key,
+    identity=("report_tokens", "secondary_client_id"),
+    duplicate_message="this pair of report and partner is already in the batch",
+    report_identity=("report_tokens",),
 )
 GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
     BatchOperation(RelayGetRequest, Fetched, BatchResult, is_safe=True)
@@ -166,7 +159,12 @@ REMOVE: Final[BatchOperation[Removed | Failed | Unknown, BatchResult[Removed, Un
 )
 
 
-def digest_of(key: tuple[str, ...]) -> bytes:
-    """Return a digest of a key of a request: it takes little memory, and shows no token."""
+def digest_of(request: object, identity: tuple[str, ...]) -> bytes:
+    """Return a digest of the named fields of a request: it takes little memory, and shows no token."""
+    parts: list[str] = []
+    for name in identity:
+        value = getattr(request, name)
+        # The order of report tokens makes no difference to Plaid.
+        parts += [value] if isinstance(value, str) else sorted(value)
     # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
-    return hashlib.blake2b("\0".join(key).encode(), digest_size=15).digest()
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()

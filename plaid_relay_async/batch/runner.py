@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedCall
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
-from plaid_relay_async.batch.stopping import ReportErrors, Sending
+from plaid_relay_async.batch.stopping import Sending
 from plaid_relay_async.cancellation import DrainTracker
 from plaid_relay_async.errors import (
     BatchStoppedError,
@@ -79,11 +79,11 @@ class Batch(Generic[OutcomeT, ResultT]):
         self._send = send
         self._acquire_recorder = acquire_recorder
         self._settings = settings
-        self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.duplicate_key)
+        self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
             drain_timeout,
             DrainTracker() if drains is None else drains,
-            None if operation.report_key is None else ReportErrors(operation.report_key),
+            operation.report_identity,
             self._reader,
         )
         self._unread_outcomes: deque[OutcomeT] = deque()
@@ -178,7 +178,8 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.result.stopped_by = self.sending.stopped_by
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
-        self.sending.end()
+        if self.sending.reading_timer is not None:
+            self.sending.reading_timer.cancel()
         if not runner.cancelled():
             self.sending.error = self.sending.error or runner.exception()
         self._stream_changed.set()
@@ -260,7 +261,8 @@ class Batch(Generic[OutcomeT, ResultT]):
             if call.outcome is None:
                 self.result.not_attempted.append(request)
             else:
-                self._deliver_outcome(call.outcome, call.error_to_count)
+                # The error of a call whose report has stopped was counted before, with another request.
+                self._deliver_outcome(call.outcome, None if call.report_stopped else call.last_error)
             self.sending.calls[sender] = None
         return not isinstance(call.outcome, Failed | Unknown | None)
 

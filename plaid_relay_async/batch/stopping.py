@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from attrs import define, field
@@ -53,23 +52,27 @@ class Sending:
     Attributes:
         drain_timeout: the seconds for which calls in flight are waited for.
         drains: counts the client's drains.
-        report_errors: the errors of each report, if the requests share reports.
+        report_identity: see `BatchOperation.report_identity`.
         reader: the input of the batch.
         calls: the tasks that send, each with the call that it makes at the moment.
         stopped: whether no further attempt may start.
         stopped_by: the error because of which sending stopped; `None` if the caller stopped it.
         error: an error of the input, the journal or a callback; it is raised once all calls have ended.
+        reading_timer: ends the wait for an async input.
+        report_errors: by a digest of the report, the number of its errors since a success, and the latest
+            one, for the reports that failed most recently.
     """
 
     drain_timeout: float
     drains: DrainTracker = field(factory=DrainTracker)
-    report_errors: ReportErrors | None = None
+    report_identity: tuple[str, ...] = ()
     reader: RequestReader | None = None
     calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)
     stopped: bool = field(default=False, init=False)
     stopped_by: BaseException | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
-    _reading_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    reading_timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    report_errors: dict[bytes, tuple[int, PlaidRelayError]] = field(factory=dict, init=False)
     _shared_error_count: int = field(default=0, init=False)
 
     def stop(self, reason: BaseException | None) -> None:
@@ -85,7 +88,7 @@ class Sending:
         self.stopped_by = self.stopped_by or reason
         for task, call in self.calls.items():
             if self.reader is not None and task is self.reader.reading_task:
-                self._reading_timer = self._reading_timer or task.get_loop().call_later(
+                self.reading_timer = self.reading_timer or task.get_loop().call_later(
                     self.drain_timeout, task.cancel
                 )
             elif task is not asyncio.current_task() and (call is None or not call.must_drain):
@@ -106,10 +109,12 @@ class Sending:
         finally:
             timer.cancel()
 
-    def end(self) -> None:
-        """Cancel the timer of a task that waited for the input: all tasks have ended."""
-        if self._reading_timer is not None:
-            self._reading_timer.cancel()
+    def report_stop_cause(self, request: object) -> PlaidRelayError | None:
+        """Return the error that stops the requests for a request's report, or `None`."""
+        if not self.report_errors:
+            return None
+        count, error = self.report_errors.get(digest_of(request, self.report_identity), (0, None))
+        return error if count >= SHARED_ERROR_LIMIT else None
 
     def count_outcome(self, outcome: Any, error: PlaidRelayError | None) -> None:
         """Stop, or stop the requests for a report, if all others would get the same error.
@@ -124,49 +129,22 @@ class Sending:
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0
-                if self.report_errors is not None:
-                    self.report_errors.clear(outcome.request)
+                if self.report_errors:
+                    self.report_errors.pop(digest_of(outcome.request, self.report_identity), None)
         elif error is not None:
-            if self.report_errors is not None and affects_report(error):
-                self.report_errors.record_error(outcome.request, error)
+            if self.report_identity and affects_report(error):
+                self._count_report_error(digest_of(outcome.request, self.report_identity), error)
             self._shared_error_count += affects_all_requests(error)
             pause_too_long = isinstance(error, RateLimitError) and error.exceeds_max_pause
             if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:
                 self.stop(error)
 
-
-@define(eq=False, repr=False)
-class ReportErrors:
-    """Counts the errors of each report, for the reports that failed most recently. It stores no tokens.
-
-    Attributes:
-        report_key: returns the tokens of a request's report.
-        errors: by a digest of the report, the number of its errors and the latest one.
-    """
-
-    report_key: Callable[[Any], tuple[str, ...]]
-    errors: dict[bytes, tuple[int, PlaidRelayError]] = field(factory=dict, init=False)
-
-    def record_error(self, request: object, error: PlaidRelayError) -> None:
-        """Count an error of the request's report."""
-        digest = digest_of(self.report_key(request))
-        count, _ = self.errors.pop(digest, (0, error))
+    def _count_report_error(self, report: bytes, error: PlaidRelayError) -> None:
+        count, _ = self.report_errors.pop(report, (0, error))
         # A copy has no traceback, whose frames would keep responses in memory.
-        self.errors[digest] = (count + 1, copy.copy(error))
-        if len(self.errors) > _MAX_TRACKED_REPORTS:
-            del self.errors[next(iter(self.errors))]
-
-    def clear(self, request: object) -> None:
-        """Forget the errors of the request's report, because a request for it succeeded."""
-        if self.errors:
-            self.errors.pop(digest_of(self.report_key(request)), None)
-
-    def stop_cause(self, request: object) -> PlaidRelayError | None:
-        """Return the error that stops the requests for the same report, or `None`."""
-        if not self.errors:
-            return None
-        count, error = self.errors.get(digest_of(self.report_key(request)), (0, None))
-        return error if count >= SHARED_ERROR_LIMIT else None
+        self.report_errors[report] = (count + 1, copy.copy(error))
+        if len(self.report_errors) > _MAX_TRACKED_REPORTS:
+            del self.report_errors[next(iter(self.report_errors))]
 
 
 def stopped_report_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.batch import Batch, BatchSettings, CallContext, Sending, TrackedCall
+from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.batch import (
         AcquireRecorder,
         BatchOperation,
-        BatchOptions,
         BatchResult,
         CreationResult,
         JournalProtocol,
@@ -59,6 +58,7 @@ class Relay(OperationGroup):
         super().__init__(transport)
         self._late_outcomes = late_outcomes
         self._drain = timeouts.drain
+        self._hosts = transport.host, transport.host_as_typed
 
     @strip_traceback
     def create(
@@ -279,6 +279,9 @@ class Relay(OperationGroup):
         journal: JournalProtocol | None = None,
     ) -> Batch[OutcomeT, ResultT]:
         """Check the options, and return a batch of calls."""
+        if unknown := options.keys() - BatchOptions.__annotations__.keys():
+            # The traceback of a TypeError would show the tokens in the frame of the public method.
+            raise ConfigurationError(f"there is no option {min(unknown)!r}; see BatchOptions")
         settings = BatchSettings(**options)
         timeout, retry = settings.timeout, settings.retry
         total, _ = self._transport.resolve_settings(timeout, retry)
@@ -300,7 +303,7 @@ class Relay(OperationGroup):
         self, journal: JournalProtocol, total: float | None, **overrides: bool | None
     ) -> AcquireRecorder:
         """Return a function that acquires a journal's recorder for a request."""
-        host, legacy_host = self._transport.host, self._transport.host_as_typed
+        host, legacy_host = self._hosts
         client_id = partial(self._transport.client_id, total)
         context = CallContext(host, client_id, total, legacy_host, **overrides)
         return lambda request: journal.acquire_recorder(request, context)

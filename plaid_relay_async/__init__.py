@@ -6,7 +6,14 @@ See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
 from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import models
-from plaid_relay_async.batch import Batch, JournalProtocol
+from plaid_relay_async.batch import (
+    Batch,
+    BatchOptions,
+    BatchResult,
+    CreationResult,
+    JournalProtocol,
+    Progress,
+)
 from plaid_relay_async.client import RelayClient
 from plaid_relay_async.codec import from_json, structure, to_json, unstructure
 from plaid_relay_async.config import Credentials, Environment, RetryPolicy, Timeouts, __version__
@@ -51,14 +58,12 @@ from plaid_relay_async.models import (
     RelayRemoveResponse,
 )
 from plaid_relay_async.outcomes import (
-    BatchResult,
     Completed,
     Created,
     Failed,
     Fetched,
     LateOutcome,
     Outcome,
-    Progress,
     Refreshed,
     Removed,
     Unknown,
@@ -87,6 +92,7 @@ __all__ = [
     "AssetReportUser",
     "AuthenticationError",
     "Batch",
+    "BatchOptions",
     "BatchResult",
     "BatchStoppedError",
     "ClientClosedError",
@@ -94,6 +100,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLostError",
     "Created",
+    "CreationResult",
     "Credentials",
     "DuplicateRequestError",
     "Environment",

@@ -120,7 +120,7 @@ async def manual_server(*, tls: bool) -> AsyncIterator[tuple[ManualServer, dict[
         await asyncio.sleep(0.01)
 
 
-def end_drain(batch: Batch[Any]) -> None:
+def end_drain(batch: Batch[Any, Any]) -> None:
     """Cancel a batch's calls in flight, as the end of its drain does."""
-    assert batch._runner is not None
+    assert batch.progress.requests_read
     batch.abandon()

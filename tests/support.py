@@ -12,6 +12,7 @@ from attrs import define
 from processes import wait_until_async
 
 from plaid_relay_async import Credentials, RetryPolicy
+from plaid_relay_async.batch import Batch, BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -42,6 +43,13 @@ def throttle_of(client: RelayClient, path: str) -> Throttle:
 def max_in_window(moments, length):
     """Return the largest number of moments in any half-open window of `length` seconds."""
     return max(sum(start <= moment < start + length for moment in moments) for start in moments)
+
+
+def batch_of(
+    operation: Any, requests: Any, send: Any, *, drain_timeout: float, **options: Any
+) -> Batch[Any, Any]:
+    """Return a batch that calls a function for each request, without a client."""
+    return Batch(operation, requests, send, BatchSettings(**options), drain_timeout=drain_timeout)
 
 
 @contextlib.asynccontextmanager

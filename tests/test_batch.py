@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 from processes import wait_until_async
-from support import OWNER, QUICK, RecordingJournal, timeout_when
+from support import OWNER, QUICK, RecordingJournal, batch_of, timeout_when
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -35,7 +35,8 @@ from plaid_relay_async import (
     WaitTooLongError,
 )
 from plaid_relay_async.batch import CREATE as CREATIONS
-from plaid_relay_async.batch import Batch, _DuplicateFilter
+from plaid_relay_async.batch import Batch
+from plaid_relay_async.batch.input import DuplicateFilter
 from plaid_relay_async.simulator import Fault, Simulator
 
 CREATE = "/credit/relay/create"
@@ -114,7 +115,7 @@ async def test_elapsed_is_set_when_a_stream_ends():
             return RelayCreateResponse("token")
 
         rows = RelayCreateRequest.fan_out(["report"], partner_names(3))
-        async with Batch(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
+        async with batch_of(CREATIONS, rows, create, concurrency=concurrency, drain_timeout=1) as outcomes:
             async for _ in outcomes:
                 await pause(reading)
         assert outcomes.result.elapsed > 0
@@ -223,7 +224,7 @@ async def test_the_concurrency_limits_the_calls_in_flight(plaid):
         in_flight -= 1
         return RelayCreateResponse(f"token-{request.secondary_client_id}")
 
-    result = await Batch(CREATIONS, create_requests(plaid, 100), create, concurrency=7, drain_timeout=1)
+    result = await batch_of(CREATIONS, create_requests(plaid, 100), create, concurrency=7, drain_timeout=1)
     assert maximum == 7
     assert len(result.created) == 100
 
@@ -252,7 +253,7 @@ async def test_duplicates_may_be_allowed(plaid, client):
 
 def test_deduplication_needs_little_memory():
     """It takes at most 128 bytes a request, whatever the length of its token and its partner's id."""
-    duplicates, count = _DuplicateFilter(CREATIONS.duplicate_key), 40_000
+    duplicates, count = DuplicateFilter(CREATIONS.identity), 40_000
     tracemalloc.start()
     try:
         for number in range(count):
@@ -361,7 +362,7 @@ async def test_a_call_without_a_result_is_unknown(plaid):
         await gate.start_attempt()
         await asyncio.Event().wait()
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=0.02
     ) as outcomes:
         await asyncio.sleep(0.01)
@@ -558,7 +559,7 @@ async def test_a_declined_call_that_waits_for_a_pause_fails_when_the_batch_is_le
     """A call that Plaid declined, and that waits for its next attempt, certainly wasn't executed."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "30"}))
     batch = client.relay.create_many(create_requests(plaid, 20), concurrency=4)
-    task = asyncio.create_task(batch._run_to_result())
+    task = asyncio.ensure_future(batch)
     while plaid.counts[CREATE] < 4:
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.2)  # the responses arrive
@@ -614,7 +615,7 @@ async def test_no_retry_starts_after_the_batch_is_left(plaid):
         gate.prepare_retry(RateLimitError("no", status=429), never_executed=True)
         raise AssertionError("prepare_retry() forbids the next attempt")
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
     ) as outcomes:
         await started.wait()
@@ -633,7 +634,7 @@ async def test_no_attempt_starts_after_the_batch_is_left(plaid):
         except asyncio.CancelledError:
             await gate.start_attempt()
 
-    async with Batch(
+    async with batch_of(
         CREATIONS, create_requests(plaid, 1), create, concurrency=1, drain_timeout=5
     ) as outcomes:
         await waiting.wait()
@@ -819,7 +820,7 @@ async def test_a_report_resumes_if_a_request_in_flight_succeeds():
         elif not outcome.attempts:
             unsent.set()
 
-    result = await Batch(CREATIONS, rows(), create, concurrency=2, drain_timeout=1, on_outcome=count)
+    result = await batch_of(CREATIONS, rows(), create, concurrency=2, drain_timeout=1, on_outcome=count)
     assert [each.request.secondary_client_id for each in result.created] == ["partner-0", "partner-5"]
     assert [each.attempts for each in result.failed] == [1, 1, 1, 0]
 
@@ -861,7 +862,7 @@ async def test_no_retry_starts_after_the_report_has_stopped(error, never_execute
             stopped.set()
 
     rows = RelayCreateRequest.fan_out(["report"], partner_names(4))
-    await Batch(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
+    await batch_of(CREATIONS, rows, create, concurrency=2, drain_timeout=1, on_outcome=count)
     (last,) = [each for each in outcomes if each.request.secondary_client_id == "partner-0"]
     sent = not isinstance(error, NotSentError)
     assert (type(last), last.attempts, last.error.sent) == (kind, 1, sent)
@@ -877,12 +878,12 @@ async def test_the_memory_of_stopped_reports_is_bounded():
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     wrong = [RelayCreateRequest([f"report-{n}"], f"p{partner}") for n in range(600) for partner in range(3)]
-    batch = Batch(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
+    batch = batch_of(CREATIONS, wrong, create, concurrency=1, drain_timeout=1)
     assert (await batch).counts == {"failed": 1800}
-    assert len(batch._report_errors._errors) == 256
-    assert batch.report_stop_cause(RelayCreateRequest(["report-0"], "p")) is None
-    assert batch.report_stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
-    assert "report-599" not in repr(batch._report_errors._errors)
+    assert len(batch.sending.report_errors) == 256
+    assert batch.sending.report_stop_cause(RelayCreateRequest(["report-0"], "p")) is None
+    assert batch.sending.report_stop_cause(RelayCreateRequest(["report-599"], "p")).status == 400
+    assert "report-599" not in repr(batch.sending.report_errors)
 
 
 async def test_waiting_for_a_rate_limit_is_queueing(plaid):
@@ -1091,7 +1092,7 @@ async def test_requests_that_fail_immediately_do_not_block_the_loop(plaid):
     endless = (RelayCreateRequest([report], f"p{n}") for n in itertools.count())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await Batch(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
+            await batch_of(CREATIONS, endless, create, concurrency=3, drain_timeout=1)
 
 
 async def test_none_among_the_requests_is_rejected(plaid, client):
@@ -1197,7 +1198,7 @@ async def test_an_unexpected_error_during_a_call_is_unknown(plaid):
             raise ZeroDivisionError
         return RelayCreateResponse("token")
 
-    result = await Batch(CREATIONS, create_requests(plaid, 3), create, concurrency=1, drain_timeout=1)
+    result = await batch_of(CREATIONS, create_requests(plaid, 3), create, concurrency=1, drain_timeout=1)
     (unknown,) = result.unknown
     assert isinstance(unknown.error.__cause__, ZeroDivisionError)
     assert len(result.created) == 2
@@ -1334,6 +1335,12 @@ async def test_an_invalid_concurrency_is_rejected(client, concurrency):
         client.relay.create_many([], concurrency=concurrency)
 
 
+async def test_an_unknown_option_is_rejected(client):
+    """A misspelled argument is rejected with its name, and not ignored."""
+    with pytest.raises(ConfigurationError, match="no option 'concurency'"):
+        client.relay.create_many([], concurency=5)
+
+
 async def test_a_batch_runs_once(plaid, client):
     """A second run would send every request again."""
     batch = client.relay.create_many(create_requests(plaid, 1))
@@ -1375,9 +1382,9 @@ async def test_an_empty_batch_succeeds(client):
 
 
 def test_outcomes_share_their_attributes():
-    """Created, Failed and Unknown differ only in the token and the error."""
+    """Created, Failed and Unknown differ only in the response and the error."""
     request = RelayCreateRequest(["t"], "p")
     shared = {"request": request, "attempts": 1, "elapsed": 0.1, "request_id": None}
-    assert Created(relay_token="t", **shared).journalled is False
+    assert Created(response=RelayCreateResponse("t"), **shared).journalled is False
     assert Failed(error=PlaidRelayError("x"), **shared).journalled is False
     assert Unknown(error=OutcomeUnknownError("x"), **shared).journalled is False

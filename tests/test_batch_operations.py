@@ -10,7 +10,7 @@ import time
 
 import pytest
 from processes import wait_until_async
-from support import OWNER, PARTNER, QUICK
+from support import OWNER, PARTNER, QUICK, batch_of
 
 from plaid_relay_async import (
     AssetReportGetResponse,
@@ -45,7 +45,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.batch import GET as READS
 from plaid_relay_async.batch import REMOVE as REMOVALS
-from plaid_relay_async.batch import Batch
 from plaid_relay_async.simulator import Fault, Simulator
 
 GET, PDF = "/credit/relay/get", "/credit/relay/pdf/get"
@@ -335,10 +334,10 @@ async def test_the_outcome_of_a_call_without_a_result(operation, request_of, out
         raise ZeroDivisionError
 
     rows = [request_of("t")]
-    async with Batch(operation, rows, hang, concurrency=1, drain_timeout=0.02) as outcomes:
+    async with batch_of(operation, rows, hang, concurrency=1, drain_timeout=0.02) as outcomes:
         await asyncio.sleep(0.01)
     (cancelled,) = all_outcomes(outcomes.result)
-    (failed,) = all_outcomes(await Batch(operation, rows, fail, concurrency=1, drain_timeout=1))
+    (failed,) = all_outcomes(await batch_of(operation, rows, fail, concurrency=1, drain_timeout=1))
     assert [type(o) for o in (cancelled, failed)] == [outcome] * 2
     assert [type(o.error) for o in (cancelled, failed)] == [error] * 2
     assert "the batch ended before a response" in str(cancelled.error)
@@ -557,7 +556,7 @@ async def test_leaving_a_loop_with_unread_reports_does_not_block():
 
     rows = [RelayGetRequest("quick"), RelayGetRequest("slow"), RelayGetRequest("never")]
     started_at = time.monotonic()
-    async with Batch(READS, rows, read, concurrency=2, drain_timeout=20) as outcomes:
+    async with batch_of(READS, rows, read, concurrency=2, drain_timeout=20) as outcomes:
         await asyncio.sleep(0.02)
     assert time.monotonic() - started_at < 15
     assert (outcomes.result.counts, outcomes.result.not_attempted) == ({"fetched": 2}, [])
@@ -593,3 +592,9 @@ async def test_created_is_an_alias_of_succeeded(plaid, client):
     assert isinstance(result.created[0], Created)
     with pytest.raises(AttributeError):
         result.created = []
+
+
+async def test_only_creations_have_created_outcomes(plaid, client):
+    """The result of another operation has no `created`."""
+    tokens = await create_tokens(client, plaid, 1)
+    assert not hasattr(await client.relay.remove_many(tokens), "created")

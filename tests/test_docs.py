@@ -17,6 +17,7 @@ from processes import running_process_async
 
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
+from plaid_relay_async.batch import BatchSettings
 from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
 from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
@@ -52,7 +53,7 @@ def default_of_argument(function: object, name: str) -> dict[str, object]:
             "Concurrency and sizes",
             default_of_argument(RelayClient.__init__, "connections")
             | default_of_argument(RelayClient.__init__, "max_response_bytes")
-            | default_of_argument(Relay.create_many, "concurrency"),
+            | {"concurrency": defaults(BatchSettings)["concurrency"]},
         ),
     ],
 )

@@ -132,9 +132,7 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
         plaid.fail(Fault(path=CREATE, stall=30))
         for call in (
             lambda: client.relay.create([REPORT_TOKEN], "p"),
-            lambda: client.relay.create_many(
-                RelayCreateRequest.fan_out([REPORT_TOKEN], ["p"])
-            )._run_to_result(),
+            lambda: client.relay.create_many(RelayCreateRequest.fan_out([REPORT_TOKEN], ["p"])),
         ):
             task = asyncio.ensure_future(call())
             await asyncio.sleep(0.05)
@@ -175,6 +173,14 @@ def test_invalid_input_is_rejected_without_showing_it(mistake):
     with pytest.raises(RequestValidationError) as caught:
         mistake(RelayClient(CREDENTIALS))
     assert_error_is_clean(caught.value)
+
+
+def test_an_invalid_option_is_rejected_without_showing_a_token():
+    """The traceback has no frame with the tokens of the batch."""
+    for options in ({"concurency": 2}, {"concurrency": 0}):
+        with pytest.raises(ConfigurationError) as caught:
+            RelayClient(CREDENTIALS).relay.get_many([REPORT_TOKEN], **options)
+        assert_error_is_clean(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class Job:
     path: str
     key: str = ""
     task: asyncio.Task[Any] = field(init=False)
-    batch: Batch[Any] | None = None
+    batch: Batch[Any, Any] | None = None
     journal: SlowJournal | None = None
     recorded: bool = False
     read: list[Any] = field(factory=list)

@@ -403,7 +403,7 @@ async def test_a_single_call_goes_before_a_bulk_call(plaid):
         throttle = throttle_of(client, CREATE)
         throttle.rate = AdaptiveRate(20.0, 20.0)
         rows = RelayCreateRequest.fan_out([report], (f"p{n}" for n in range(40)))
-        running = asyncio.ensure_future(client.relay.create_many(rows)._run_to_result())
+        running = asyncio.ensure_future(client.relay.create_many(rows))
         while len(plaid.ledger) < 3:
             await asyncio.sleep(0.01)
         await client.relay.create([report], "single", timeout=5)

@@ -119,8 +119,8 @@ async def test_a_call_that_is_cancelled_repeatedly_reads_its_response(direct):
         task = asyncio.ensure_future(batch)
         (request,) = await server.wait_for_requests(1)
         request.respond()
-        while not batch._runner.done():
-            for worker in list(batch._senders):
+        while batch.sending.calls:
+            for worker in list(batch.sending.calls):
                 worker.cancel()
             await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Never, assert_type
 
 from plaid_relay_async import (
     AssetReport,
@@ -11,6 +11,7 @@ from plaid_relay_async import (
     Batch,
     BatchResult,
     Created,
+    CreationResult,
     Credentials,
     Failed,
     Fetched,
@@ -78,6 +79,7 @@ async def lender_api() -> None:
         created = await client.relay.create(["t"], "p", timeout=3)
         assert_type(created, RelayCreateResponse)
         assert_type(created.relay_token, str)
+        assert_type(await client.relay.create(["t"], "p", journal=CustomJournal()), RelayCreateResponse)
         assert_type(await client.relay.remove("t"), RelayRemoveResponse)
         assert_type(await client.relay.get_pdf("t"), PdfResponse)
         shared = await client.relay.get("t")
@@ -86,12 +88,14 @@ async def lender_api() -> None:
         requests = RelayCreateRequest.fan_out(["t"], ["p"])
         result = await client.relay.create_many(requests, journal=CustomJournal())
         result = await client.relay.create_many(requests, journal=Journal("relay.db"))
-        assert_type(result, BatchResult[Created])
+        assert_type(result, CreationResult)
+        assert_type(result.succeeded, list[Created])
         assert_type(result.created, list[Created])
         assert_type(result.succeeded[0].request, RelayCreateRequest)
         assert_type(result.unknown, list[Unknown])
         async with client.relay.create_many(requests) as outcomes:
-            assert_type(outcomes, Batch[Created])
+            assert_type(outcomes, Batch[Outcome, CreationResult])
+            assert_type(outcomes.result, CreationResult)
             async for outcome in outcomes:
                 assert_type(outcome, Created | Failed | Unknown)
                 assert_type(describe(outcome), str)
@@ -100,19 +104,24 @@ async def lender_api() -> None:
 async def partner_api(client: RelayClient) -> None:
     async with client.relay.get_many(["t", RelayGetRequest("u")]) as reports:
         async for outcome in reports:
-            assert_type(outcome, Fetched[AssetReportGetResponse] | Failed | Unknown)
+            assert_type(outcome, Fetched[AssetReportGetResponse] | Failed)
             match outcome:
                 case Fetched(response=response):
                     assert_type(response.report, AssetReport)
                 case Failed(error=error):
                     assert_type(error, PlaidRelayError)
-    pdfs = await client.relay.get_pdf_many(iter(["t"]))
+    pdfs = await client.relay.get_pdf_many(iter(["t"]), concurrency=3)
+    assert_type(pdfs.unknown, list[Never])
     assert_type(pdfs.succeeded[0].response, PdfResponse)
     refreshed = await client.relay.refresh_many(async_tokens())
     assert_type(refreshed.succeeded, list[Refreshed])
+    assert_type(refreshed.unknown, list[Unknown])
+    client.relay.refresh_many(["t"], on_outcome=on_outcome)  # type: ignore[arg-type]  # for another operation
+    client.relay.refresh_many(["t"], concurency=1)  # type: ignore[call-arg]  # misspelled
     assert_type(refreshed.succeeded[0].response, RelayRefreshResponse)
     removed = await client.relay.remove_many(["t"], on_outcome=on_outcome)
-    assert_type(removed, BatchResult[Removed])
+    assert_type(removed, BatchResult[Removed, Unknown])
+    _ = removed.created  # type: ignore[attr-defined]  # only the result of `create_many` has it
     assert_type(removed.succeeded[0].response, RelayRemoveResponse)
 
 

@@ -35,9 +35,8 @@ from plaid_relay_async.outcomes import Failed, Unknown
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from plaid_relay_async.batch import Batch
+    from plaid_relay_async.batch import Batch, BatchResult, Progress
     from plaid_relay_async.journal import Journal  # noqa: TC004  # requires an extra
-    from plaid_relay_async.outcomes import BatchResult, Progress
 
 
 @define(eq=False)
@@ -114,7 +113,7 @@ class BatchRunner:
 
     # --------------------------------------------------------------------------- overridden by subclasses
 
-    def _create_batch(self) -> Batch[Any]:
+    def _create_batch(self) -> Batch[Any, Any]:
         """Create the batch, which passes each outcome to `_on_outcome`."""
         return self.client.relay.create_many(
             self._iter_requests(),
@@ -146,7 +145,7 @@ class BatchRunner:
 
     # ----------------------------------------------------------------------------- while the batch runs
 
-    async def _send_all(self, batch: Batch[Any]) -> None:
+    async def _send_all(self, batch: Batch[Any, Any]) -> None:
         async with batch as outcomes:
             # `_on_outcome` has already written the outcome. Waiting for the output here is backpressure: the
             # batch sends nothing more while the reader of the output is slow.
@@ -184,13 +183,13 @@ class BatchRunner:
             self._error_codes[fields["error_code"]] += 1
         self.output.write(fields, journalled=journalled)
 
-    def _written_progress(self, batch: Batch[Any]) -> Progress:
+    def _written_progress(self, batch: Batch[Any, Any]) -> Progress:
         """Return the progress with counts of written outcomes, which include rows that needed no request."""
         failed, unknown = self._counts["failed"], self._counts["unknown"]
         succeeded = self._counts.total() - failed - unknown
         return evolve(batch.progress, succeeded=succeeded, failed=failed, unknown=unknown)
 
-    def _on_signal(self, batch: Batch[Any], sending: asyncio.Task[None]) -> None:
+    def _on_signal(self, batch: Batch[Any, Any], sending: asyncio.Task[None]) -> None:
         self._interruptions += 1
         self.rows.close()
         progress = self._written_progress(batch)
@@ -212,7 +211,7 @@ class BatchRunner:
 
     # -------------------------------------------------------------------------------- after the batch
 
-    async def _write_remaining(self, result: BatchResult[Any]) -> None:
+    async def _write_remaining(self, result: BatchResult[Any, Any]) -> None:
         """Write the rows that were not attempted: those that the batch returned, and those not read yet."""
         # The batch has read these requests from the input without sending them.
         for request in result.not_attempted:
@@ -229,7 +228,7 @@ class BatchRunner:
         self._write_line(self._output_fields(request))
         await self.output.drain()
 
-    def _print_explanations(self, result: BatchResult[Any]) -> None:
+    def _print_explanations(self, result: BatchResult[Any, Any]) -> None:
         if self.rows.problem is not None:
             self.display.print_message(self.rows.problem.text, "no row after it was sent")
         elif (problem := self._output_problem()) is not None:

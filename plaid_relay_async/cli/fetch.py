@@ -23,10 +23,9 @@ from plaid_relay_async.redaction import Hidden
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from plaid_relay_async.batch import Batch
+    from plaid_relay_async.batch import Batch, BatchResult
     from plaid_relay_async.cli.progress import OutcomeCounts
     from plaid_relay_async.models import AssetReportGetResponse
-    from plaid_relay_async.outcomes import BatchResult
 
 FETCH_COLUMNS = (
     "outcome",
@@ -120,8 +119,10 @@ class FetchRunner(BatchRunner):
     # until then.
     _line_by_request: dict[int, int | str] = field(factory=dict, init=False)
 
-    def _create_batch(self) -> Batch[Any]:
-        many = self.client.relay.get_pdf_many if self.store.suffix == "pdf" else self.client.relay.get_many
+    def _create_batch(self) -> Batch[Any, Any]:
+        many: Callable[..., Batch[Any, Any]] = self.client.relay.get_many
+        if self.store.suffix == "pdf":
+            many = self.client.relay.get_pdf_many
         # `_iter_requests` detects duplicates instead, because it also knows the tokens that needed no
         # request.
         return many(
@@ -204,7 +205,7 @@ class FetchRunner(BatchRunner):
             return super()._output_problem()
         return f"reports can't be written to {self.store.folder}: {error.strerror}"
 
-    def _print_explanations(self, result: BatchResult[Any]) -> None:
+    def _print_explanations(self, result: BatchResult[Any, Any]) -> None:
         super()._print_explanations(result)
         if self._undecoded_count:
             self.display.print_message(

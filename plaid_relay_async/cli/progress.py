@@ -18,7 +18,7 @@ from plaid_relay_async.cli.messages import StderrWriter, sanitize
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from plaid_relay_async.outcomes import Progress
+    from plaid_relay_async.batch import Progress
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 2.0

@@ -14,10 +14,9 @@ from plaid_relay_async.models import RelayRemoveRequest
 from plaid_relay_async.outcomes import Failed
 
 if TYPE_CHECKING:
-    from plaid_relay_async.batch import Batch
+    from plaid_relay_async.batch import Batch, BatchResult
     from plaid_relay_async.cli.progress import OutcomeCounts
     from plaid_relay_async.journal import Journal
-    from plaid_relay_async.outcomes import BatchResult
 
 
 @define(eq=False, repr=False)
@@ -84,7 +83,7 @@ class RevokeRunner(BatchRunner):
 
     tokens: TokensToRevoke = field(kw_only=True)
 
-    def _create_batch(self) -> Batch[Any]:
+    def _create_batch(self) -> Batch[Any, Any]:
         return self.client.relay.remove_many(
             self._iter_requests(),
             concurrency=self.concurrency,
@@ -95,13 +94,13 @@ class RevokeRunner(BatchRunner):
     def _output_fields(self, outcome: Any) -> dict[str, Any]:
         return outcome_fields(outcome, self.tokens.partners[getattr(outcome, "request", outcome)])
 
-    async def _write_remaining(self, result: BatchResult[Any]) -> None:
+    async def _write_remaining(self, result: BatchResult[Any, Any]) -> None:
         await super()._write_remaining(result)
         for line in self.tokens.malformed:
             self._write_line(line)
             await self.output.drain()
 
-    def _print_explanations(self, result: BatchResult[Any]) -> None:
+    def _print_explanations(self, result: BatchResult[Any, Any]) -> None:
         super()._print_explanations(result)
         if self.tokens.malformed:
             malformed = len(self.tokens.malformed)

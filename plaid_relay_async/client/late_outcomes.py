@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("plaid_relay_async")
 
-_OPERATIONS_BY_PATH: Final = {
+_OPERATIONS_BY_PATH: Final[dict[str, batch.BatchOperation[Any, Any]]] = {
     codec.RELAY_CREATE.path: batch.CREATE,
     codec.RELAY_REFRESH.path: batch.REFRESH,
     codec.RELAY_REMOVE.path: batch.REMOVE,
 }
-_OTHER_OPERATION: Final = batch.BatchOperation(request_type=object, build_success=Completed)
+_OTHER_OPERATION: Final[batch.BatchOperation[LateOutcome, Any]] = batch.BatchOperation(
+    object, Completed, batch.BatchResult
+)
 
 
 class LateOutcomes:

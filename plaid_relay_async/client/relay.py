@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaid_relay_async import batch, codec
-from plaid_relay_async.batch import Batch, CallContext
+from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.client.polling import poll_until_ready
-from plaid_relay_async.config import RetryPolicy, Timeouts, check_count
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError
+from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -24,26 +22,32 @@ from plaid_relay_async.models import (
     RelayRemoveRequest,
     RelayRemoveResponse,
 )
+from plaid_relay_async.outcomes import Failed, Unknown
 from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterable, Callable, Iterable
+    from typing import Unpack
 
-    from plaid_relay_async.batch import BatchOperation, JournalProtocol, Requests, Tokens
-    from plaid_relay_async.client.late_outcomes import LateOutcomes
-    from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
-    from plaid_relay_async.outcomes import (
-        Created,
-        Failed,
-        Fetched,
-        Outcome,
-        Progress,
-        Refreshed,
-        Removed,
-        Unknown,
+    from plaid_relay_async.batch import (
+        AcquireRecorder,
+        BatchOperation,
+        BatchResult,
+        CreationResult,
+        JournalProtocol,
+        OutcomeT,
+        ReadOutcome,
+        ReadResult,
+        Requests,
+        ResultT,
+        Tokens,
     )
-    from plaid_relay_async.transport import AttemptGate, Transport
+    from plaid_relay_async.client.late_outcomes import LateOutcomes
+    from plaid_relay_async.config import RetryPolicy, Timeouts
+    from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
+    from plaid_relay_async.outcomes import Outcome, Refreshed, Removed
+    from plaid_relay_async.transport import Transport
 
 R = TypeVar("R")
 
@@ -55,6 +59,7 @@ class Relay(OperationGroup):
         super().__init__(transport)
         self._late_outcomes = late_outcomes
         self._drain = timeouts.drain
+        self._hosts = transport.host, transport.host_as_typed
 
     @strip_traceback
     def create(
@@ -107,17 +112,12 @@ class Relay(OperationGroup):
             PlaidRelayError: no token was created; see the class of the error.
         """
         request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
-        journal_settings = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
+        overrides = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
-            # A batch of one call records it as larger batches do.
-            settings = _single_call_settings(journal) | {"journal_settings": journal_settings}
-            single = self._batch(batch.CREATE, codec.RELAY_CREATE, [request], timeout, retry, **settings)
-            return self._single_response(
-                codec.RELAY_CREATE.path,
-                single,
-                lambda created: RelayCreateResponse(created.relay_token, created.request_id),
+            return self._recorded_call(
+                batch.CREATE, codec.RELAY_CREATE, request, journal, timeout=timeout, retry=retry, **overrides
             )
-        for name, value in journal_settings.items():
+        for name, value in overrides.items():
             if value is not None:
                 raise ConfigurationError(f"{name}= needs journal=")
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
@@ -127,53 +127,29 @@ class Relay(OperationGroup):
         self,
         requests: Requests,
         *,
-        concurrency: int = 50,
         journal: JournalProtocol | None = None,
-        on_outcome: Callable[[Outcome], object] | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        allow_duplicates: bool = False,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> Batch[Created]:
+        **options: Unpack[BatchOptions[Outcome]],
+    ) -> Batch[Outcome, CreationResult]:
         """Create a relay token for each request, concurrently; called by the lender.
 
-        Await the returned batch for a `BatchResult`, or stream its outcomes with `async with` and
-        `async for`. Keep a reference to it if the task may be cancelled: its `result` then has the outcomes
-        so far. After three errors that concern a report, such as an invalid report token, without a success
-        in between, the report's other requests fail without being sent.
+        Await the returned batch for its result, or stream its outcomes with `async with` and `async for`.
+        Keep a reference to it if the task may be cancelled: its `result` then has the outcomes so far. After
+        three errors that concern a report, such as an invalid report token, without a success in between, the
+        report's other requests fail without being sent.
 
         Args:
             requests: any iterable or async iterable, read on demand; see `RelayCreateRequest.fan_out`.
-            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
             journal: a journal, which returns recorded outcomes, and records the others: an intent before each
                 request is sent, and the outcome before it is delivered. See `plaid_relay_async.journal`.
-            on_outcome: a function, not async, called with each outcome before the batch delivers it.
-            on_progress: a function, not async, called with a `Progress` after each outcome.
-            allow_duplicates: whether to create a token for each request of the same pair of report and
-                partner. By default the second one is a `Failed`; to detect it takes about 100 bytes for each
-                request.
-            timeout: seconds for all attempts of one creation, without Plaid's pauses and queueing; the
-                default is the client's `Timeouts.total`.
-            retry: the retry policy; the default is the client's.
+            options: the keyword arguments of `BatchOptions`.
 
         Raises:
-            ConfigurationError: a setting is invalid, or a callback is async.
+            ConfigurationError: an option is invalid, or a callback is async.
             RequestValidationError: `requests` is a single string.
             BatchStoppedError: the input, the journal or a callback raised, or an item of the input isn't a
                 `RelayCreateRequest`. The error is raised at the end of the batch, and has the `result`.
         """
-        return self._checked_batch(
-            batch.CREATE,
-            codec.RELAY_CREATE,
-            requests,
-            journal=journal,
-            concurrency=concurrency,
-            on_outcome=on_outcome,
-            on_progress=on_progress,
-            allow_duplicates=allow_duplicates,
-            timeout=timeout,
-            retry=retry,
-        )
+        return self._many(batch.CREATE, codec.RELAY_CREATE, requests, None, options=options, journal=journal)
 
     @strip_traceback
     def get_many(
@@ -181,13 +157,8 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayGetRequest],
         *,
         include_insights: bool = False,
-        concurrency: int = 50,
-        on_outcome: Callable[[Fetched[AssetReportGetResponse] | Failed | Unknown], object] | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        allow_duplicates: bool = False,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> Batch[Fetched[AssetReportGetResponse]]:
+        **options: Unpack[BatchOptions[ReadOutcome[AssetReportGetResponse]]],
+    ) -> Batch[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]:
         """Read many shared reports; called by the partner, with its own credentials.
 
         https://plaid.com/docs/api/products/assets/#creditrelayget for each of them. It is used like
@@ -201,46 +172,23 @@ class Relay(OperationGroup):
                 `RelayGetRequest`.
             include_insights: whether the reports have categories, merchants and Plaid's insights; applies to
                 tokens, as a request has its own setting.
-            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
-            on_outcome: a function, not async, called with each outcome before the batch delivers it.
-            on_progress: a function, not async, called with a `Progress` after each outcome.
-            allow_duplicates: whether to read the report each time that its token occurs. By default the
-                second one is a `Failed`; to detect it takes about 100 bytes for each token.
-            timeout: seconds for all attempts of one read, without Plaid's pauses and queueing; the default is
-                the client's `Timeouts.total`.
-            retry: the retry policy; the default is the client's.
+            options: the keyword arguments of `BatchOptions`.
 
         Raises:
-            ConfigurationError: a setting is invalid, or a callback is async.
+            ConfigurationError: an option is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string, or `include_insights` isn't a bool.
             BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
                 the end of the batch, and has the `result`.
         """
-        return self._checked_batch(
-            batch.GET,
-            codec.RELAY_GET,
-            relay_tokens,
-            partial(RelayGetRequest, include_insights=include_insights),
-            concurrency=concurrency,
-            on_outcome=on_outcome,
-            on_progress=on_progress,
-            allow_duplicates=allow_duplicates,
-            timeout=timeout,
-            retry=retry,
-        )
+        to_request = partial(RelayGetRequest, include_insights=include_insights)
+        return self._many(batch.GET, codec.RELAY_GET, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def get_pdf_many(
         self,
         relay_tokens: Tokens[RelayPdfGetRequest],
-        *,
-        concurrency: int = 50,
-        on_outcome: Callable[[Fetched[PdfResponse] | Failed | Unknown], object] | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        allow_duplicates: bool = False,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> Batch[Fetched[PdfResponse]]:
+        **options: Unpack[BatchOptions[ReadOutcome[PdfResponse]]],
+    ) -> Batch[ReadOutcome[PdfResponse], ReadResult[PdfResponse]]:
         """Read many shared reports as PDFs; called by the partner.
 
         https://plaid.com/docs/api/products/assets/#creditrelaypdfget (beta) for each of them. The rest is the
@@ -248,31 +196,13 @@ class Relay(OperationGroup):
 
         Args:
             relay_tokens: any iterable or async iterable of relay tokens or of `RelayPdfGetRequest`.
-            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
-            on_outcome: a function, not async, called with each outcome before the batch delivers it.
-            on_progress: a function, not async, called with a `Progress` after each outcome.
-            allow_duplicates: whether to read the report each time that its token occurs.
-            timeout: seconds for all attempts of one read, without Plaid's pauses and queueing; the default is
-                the client's `Timeouts.total`.
-            retry: the retry policy; the default is the client's.
+            options: the keyword arguments of `BatchOptions`.
 
         Raises:
-            ConfigurationError: a setting is invalid, or a callback is async.
-            RequestValidationError: `relay_tokens` is a single string.
-            BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
-                the end of the batch, and has the `result`.
+            PlaidRelayError: see `get_many`.
         """
-        return self._checked_batch(
-            batch.GET_PDF,
-            codec.RELAY_PDF_GET,
-            relay_tokens,
-            RelayPdfGetRequest,
-            concurrency=concurrency,
-            on_outcome=on_outcome,
-            on_progress=on_progress,
-            allow_duplicates=allow_duplicates,
-            timeout=timeout,
-            retry=retry,
+        return self._many(
+            batch.GET_PDF, codec.RELAY_PDF_GET, relay_tokens, RelayPdfGetRequest, options=options
         )
 
     @strip_traceback
@@ -281,13 +211,8 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayRefreshRequest],
         *,
         webhook: str | None = None,
-        concurrency: int = 50,
-        on_outcome: Callable[[Refreshed | Failed | Unknown], object] | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        allow_duplicates: bool = False,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> Batch[Refreshed]:
+        **options: Unpack[BatchOptions[Refreshed | Failed | Unknown]],
+    ) -> Batch[Refreshed | Failed | Unknown, BatchResult[Refreshed, Unknown]]:
         """Refresh many shared reports with recent data; called by the partner.
 
         https://plaid.com/docs/api/products/assets/#creditrelayrefresh for each of them. It is used like
@@ -298,47 +223,25 @@ class Relay(OperationGroup):
                 `RelayRefreshRequest`.
             webhook: an http(s) URL to which Plaid reports that a new report is ready; applies to tokens, as a
                 request has its own URL.
-            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
-            on_outcome: a function, not async, called with each outcome before the batch delivers it.
-            on_progress: a function, not async, called with a `Progress` after each outcome.
-            allow_duplicates: whether to create a new report each time that a token occurs. By default the
-                second one is a `Failed`; to detect it takes about 100 bytes for each token.
-            timeout: seconds for all attempts of one refresh, without Plaid's pauses and queueing; the default
-                is the client's `Timeouts.total`.
-            retry: the retry policy; the default is the client's.
+            options: the keyword arguments of `BatchOptions`.
 
         Raises:
-            ConfigurationError: a setting is invalid, or a callback is async.
+            ConfigurationError: an option is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string, or `webhook` is invalid.
             BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
                 the end of the batch, and has the `result`.
         """
-        return self._checked_batch(
-            batch.REFRESH,
-            codec.RELAY_REFRESH,
-            relay_tokens,
-            partial(RelayRefreshRequest, webhook=webhook),
-            concurrency=concurrency,
-            on_outcome=on_outcome,
-            on_progress=on_progress,
-            allow_duplicates=allow_duplicates,
-            timeout=timeout,
-            retry=retry,
-        )
+        to_request = partial(RelayRefreshRequest, webhook=webhook)
+        return self._many(batch.REFRESH, codec.RELAY_REFRESH, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def remove_many(
         self,
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
-        concurrency: int = 50,
         journal: JournalProtocol | None = None,
-        on_outcome: Callable[[Removed | Failed | Unknown], object] | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        allow_duplicates: bool = False,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> Batch[Removed]:
+        **options: Unpack[BatchOptions[Removed | Failed | Unknown]],
+    ) -> Batch[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]:
         """Revoke many relay tokens; called by the lender.
 
         https://plaid.com/docs/api/products/assets/#creditrelayremove for each of them. It is used like
@@ -348,108 +251,105 @@ class Relay(OperationGroup):
         Args:
             relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayRemoveRequest`.
-            concurrency: the maximum number of concurrent calls, which share the client's `connections`.
             journal: a journal, which records the removal of tokens that it knows: the intent and the outcome.
-            on_outcome: a function, not async, called with each outcome before the batch delivers it.
-            on_progress: a function, not async, called with a `Progress` after each outcome.
-            allow_duplicates: whether to remove a token each time that it occurs. By default the second one is
-                a `Failed`; to detect it takes about 100 bytes for each token.
-            timeout: seconds for all attempts of one removal, without Plaid's pauses and queueing; the default
-                is the client's `Timeouts.total`.
-            retry: the retry policy; the default is the client's.
+            options: the keyword arguments of `BatchOptions`.
 
         Raises:
-            ConfigurationError: a setting is invalid, or a callback is async.
+            ConfigurationError: an option is invalid, or a callback is async.
             RequestValidationError: `relay_tokens` is a single string.
             BatchStoppedError: the input, the journal or a callback raised, or a token is invalid. The error
                 is raised at the end of the batch, and has the `result`.
         """
-        return self._checked_batch(
+        return self._many(
             batch.REMOVE,
             codec.RELAY_REMOVE,
             relay_tokens,
             RelayRemoveRequest,
+            options=options,
             journal=journal,
-            concurrency=concurrency,
-            on_outcome=on_outcome,
-            on_progress=on_progress,
-            allow_duplicates=allow_duplicates,
-            timeout=timeout,
-            retry=retry,
         )
 
-    def _checked_batch(
+    def _many(
         self,
-        operation: BatchOperation,
+        operation: BatchOperation[OutcomeT, ResultT],
         endpoint: codec.Endpoint[Any, Any],
         requests: Iterable[Any] | AsyncIterable[Any],
-        request_from_token: Callable[[str], object] | None = None,
+        request_from_token: Callable[[str], object] | None,
         *,
-        timeout: float | None,
-        retry: RetryPolicy | None,
-        **settings: Any,
-    ) -> Batch[Any]:
-        """Check the settings, and return a batch of calls."""
-        check_count("concurrency", settings["concurrency"])
-        self._transport.resolve_settings(timeout, retry)
-        callbacks = (settings["on_outcome"], settings["on_progress"])
-        if any(map(inspect.iscoroutinefunction, callbacks)):
-            raise ConfigurationError("on_outcome and on_progress must be plain functions, not async ones")
+        options: BatchOptions[OutcomeT],
+        journal: JournalProtocol | None = None,
+    ) -> Batch[OutcomeT, ResultT]:
+        """Check the options, and return a batch of calls."""
+        if unknown := options.keys() - BatchOptions.__annotations__.keys():
+            # The traceback of a TypeError would show the tokens in the frame of the public method.
+            raise ConfigurationError(f"there is no option {min(unknown)!r}; see BatchOptions")
+        settings = BatchSettings(**options)
+        timeout, retry = settings.timeout, settings.retry
+        total, _ = self._transport.resolve_settings(timeout, retry)
         if request_from_token is not None:
             # Check the arguments that apply to each token now, and not when the first token is read.
             request_from_token("placeholder-token")
-
-        return self._batch(
-            operation, endpoint, requests, timeout, retry, request_from_token=request_from_token, **settings
-        )
-
-    def _batch(
-        self,
-        operation: BatchOperation,
-        endpoint: codec.Endpoint[Any, Any],
-        requests: Iterable[Any] | AsyncIterable[Any],
-        timeout: float | None,
-        retry: RetryPolicy | None,
-        *,
-        journal_settings: dict[str, bool | None] | None = None,
-        **settings: Any,
-    ) -> Batch[Any]:
-        def call(request: object, gate: AttemptGate) -> Call[Any]:
-            return self._transport.call(endpoint, request, timeout=timeout, retry=retry, gate=gate)
-
-        total, _ = self._transport.resolve_settings(timeout, retry)
-        host, legacy_host = self._transport.host, self._transport.host_as_typed
-        client_id = partial(self._transport.client_id, total)
-        context = CallContext(host, client_id, total, legacy_host, **(journal_settings or {}))
-        drains = self._transport.drains
         return Batch(
-            operation, requests, call, context=context, drain_timeout=self._drain, drains=drains, **settings
+            operation,
+            requests,
+            partial(self._transport.call, endpoint, timeout=timeout, retry=retry),
+            settings,
+            drain_timeout=self._drain,
+            drains=self._transport.drains,
+            request_from_token=request_from_token,
+            acquire_recorder=None if journal is None else self._acquire_recorder(journal, total),
         )
 
-    async def _single_response(self, path: str, single: Batch[Any], to_response: Callable[[Any], R]) -> R:
-        """Run a batch of one call, and return its response.
+    def _acquire_recorder(
+        self, journal: JournalProtocol, total: float | None, **overrides: bool | None
+    ) -> AcquireRecorder:
+        """Return a function that acquires a journal's recorder for a request."""
+        host, legacy_host = self._hosts
+        client_id = partial(self._transport.client_id, total)
+        context = CallContext(host, client_id, total, legacy_host, **overrides)
+        return lambda request: journal.acquire_recorder(request, context)
 
-        The batch isn't bulk, so pauses count against the call's timeout, and declined attempts against
+    async def _recorded_call(
+        self,
+        operation: BatchOperation[Any, Any],
+        endpoint: codec.Endpoint[Any, R],
+        request: object,
+        journal: JournalProtocol,
+        *,
+        timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
+        retry: RetryPolicy | None,
+        **overrides: bool | None,
+    ) -> R:
+        """Make a call that a journal records, and return its response.
+
+        The call isn't bulk, so pauses count against its timeout, and declined attempts against
         `RetryPolicy.attempts`.
         """
-        cause = None
+        total, _ = self._transport.resolve_settings(timeout, retry)
+        call: TrackedCall[Any] = TrackedCall(
+            operation,
+            request,
+            partial(self._transport.call, endpoint, timeout=timeout, retry=retry),
+            Sending(self._drain, self._transport.drains),
+            self._acquire_recorder(journal, total, **overrides),
+            bulk=False,
+            started_at=asyncio.get_running_loop().time(),
+        )
         try:
-            result = await single
-        except BatchStoppedError as stopped:
-            result, cause = stopped.result, stopped.__cause__
+            await call.run_alone()
         except asyncio.CancelledError:
-            # The drain of the batch has ended, so its outcome is known, but no caller receives it.
-            for outcome in [*single.result.succeeded, *single.result.failed, *single.result.unknown]:
-                self._late_outcomes.report(path, outcome)
+            # The drain has ended, so the outcome is known, but no caller receives it.
+            if call.outcome is not None:
+                self._late_outcomes.report(endpoint.path, call.outcome)
             raise
         # The caller receives the outcome even if the journal can't record it.
-        if result.succeeded:
-            return to_response(result.succeeded[0])
-        failures: list[Failed | Unknown] = [*result.failed, *result.unknown]
-        if failures:
-            raise failures[0].error
-        assert cause is not None  # noqa: S101  # only an error stops the batch before its call has an outcome
-        raise cause
+        if call.outcome is None:
+            assert call.sending.error is not None  # noqa: S101  # without an error of the journal, the call is made
+            raise call.sending.error
+        if isinstance(call.outcome, Failed | Unknown):
+            raise call.outcome.error
+        response: R = call.outcome.response
+        return response
 
     @strip_traceback
     def get(
@@ -629,12 +529,7 @@ class Relay(OperationGroup):
         """
         request = RelayRemoveRequest(relay_token)
         if journal is not None:
-            single = self._batch(
-                batch.REMOVE, codec.RELAY_REMOVE, [request], timeout, retry, **_single_call_settings(journal)
+            return self._recorded_call(
+                batch.REMOVE, codec.RELAY_REMOVE, request, journal, timeout=timeout, retry=retry
             )
-            return self._single_response(codec.RELAY_REMOVE.path, single, lambda removed: removed.response)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)
-
-
-def _single_call_settings(journal: JournalProtocol) -> dict[str, Any]:
-    return {"journal": journal, "concurrency": 1, "bulk": False}

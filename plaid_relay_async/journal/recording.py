@@ -50,7 +50,12 @@ from plaid_relay_async.journal.writer import (
     accepted_command,
     outcome_command,
 )
-from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest, RelayRemoveResponse
+from plaid_relay_async.models import (
+    RelayCreateRequest,
+    RelayCreateResponse,
+    RelayRemoveRequest,
+    RelayRemoveResponse,
+)
 from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
 from plaid_relay_async.redaction import Hidden
 
@@ -290,7 +295,8 @@ class CallCoordinator:
             "journalled": True,
         }
         if row.token is not None:
-            return Created(relay_token=self.keyring.decrypt(row.token), **fields)
+            response = RelayCreateResponse(self.keyring.decrypt(row.token), row.request_id)
+            return Created(response=response, **fields)
         if row.state is CreationState.FAILED:
             return Failed(error=row.recorded_error(), **fields)
         return Unknown(error=row.in_doubt_error(), **fields)

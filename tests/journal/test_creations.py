@@ -71,6 +71,17 @@ asyncio.run(main())
 # ------------------------------------------------------------------------------------ recorded outcomes
 
 
+async def test_a_recorded_creation_returns_the_whole_response(plaid, client, report, url):
+    """Fields that this package doesn't know are in the response of a single call, and in the outcome of a batch."""
+    body = {"relay_token": "credit-relay-sandbox-1", "request_id": "r", "field_of_tomorrow": 1}
+    plaid.fail(Fault(path=CREATE, status=200, body=body, times=2))
+    async with Journal(url, run="x", key=KEY) as journal:
+        single = await client.relay.create([report], "single", journal=journal)
+        batch = await client.relay.create_many(creation_requests(report, 1), journal=journal)
+    assert single == batch.created[0].response
+    assert single.additional_properties == {"field_of_tomorrow": 1}
+
+
 async def test_created_tokens_are_recorded_and_returned(plaid, client, report, url):
     """The same run, or another one, gets the recorded tokens, and nothing is sent."""
     async with Journal(url, run="x", key=KEY) as journal:

@@ -1,0 +1,47 @@
+"""Batches: one call for each request, with bounded concurrency and one outcome for each."""
+
+from plaid_relay_async.batch.call import AcquireRecorder, TrackedCall
+from plaid_relay_async.batch.input import Requests, Tokens
+from plaid_relay_async.batch.operations import (
+    CREATE,
+    GET,
+    GET_PDF,
+    REFRESH,
+    REMOVE,
+    BatchOperation,
+    ReadOutcome,
+    ReadResult,
+)
+from plaid_relay_async.batch.options import BatchOptions, BatchSettings
+from plaid_relay_async.batch.protocols import CallContext, CallRecorder, JournalProtocol, LostRaceError
+from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, Progress, ResultT
+from plaid_relay_async.batch.runner import Batch
+from plaid_relay_async.batch.stopping import Sending
+
+__all__ = [
+    "CREATE",
+    "GET",
+    "GET_PDF",
+    "REFRESH",
+    "REMOVE",
+    "AcquireRecorder",
+    "Batch",
+    "BatchOperation",
+    "BatchOptions",
+    "BatchResult",
+    "BatchSettings",
+    "CallContext",
+    "CallRecorder",
+    "CreationResult",
+    "JournalProtocol",
+    "LostRaceError",
+    "OutcomeT",
+    "Progress",
+    "ReadOutcome",
+    "ReadResult",
+    "Requests",
+    "ResultT",
+    "Sending",
+    "Tokens",
+    "TrackedCall",
+]

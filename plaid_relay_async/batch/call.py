@@ -1,0 +1,290 @@
+"""One call: from its request to its outcome, with or without a journal.
+
+A call is also the transport's gate for its attempts. The transport asks it before each attempt, and reports
+the attempt's end if a retry is planned or the call is cancelled. So its phase is known at any moment: if
+sending stops, a waiting call is cancelled, and any other is drained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, TypeAlias
+
+from attrs import define, evolve, field
+
+from plaid_relay_async.batch.operations import BatchOperation
+from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
+from plaid_relay_async.batch.results import OutcomeT
+from plaid_relay_async.batch.stopping import Sending, SendingStoppedError, stopped_report_error
+from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
+from plaid_relay_async.errors import (
+    NotSentError,
+    PlaidRelayError,
+    is_ordinary_error,
+)
+
+# Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
+SendFunction: TypeAlias = Callable[..., Awaitable[Any]]
+# Returns a journal's recorder for a request; see `JournalProtocol.acquire_recorder`.
+AcquireRecorder: TypeAlias = Callable[[Any], Awaitable[CallRecorder]]
+
+# The event loop has only weak references to its tasks.
+_background_tasks: Final[set[asyncio.Future[object]]] = set()
+
+
+class Phase(enum.Enum):
+    """What a call does at the moment. If sending stops, a waiting call is cancelled; others are drained."""
+
+    WAITING = enum.auto()
+    """It queues, waits for the journal's look-up or for a retry, or has ended: nothing is in flight."""
+    RECORDING_INTENT = enum.auto()
+    """The journal records an intent, which is followed by its attempt."""
+    IN_FLIGHT = enum.auto()
+    """An attempt may have been sent, and isn't known to have ended."""
+    RECORDING_OUTCOME = enum.auto()
+    """The journal records the outcome."""
+
+
+@define(eq=False, repr=False)
+class TrackedCall(Generic[OutcomeT]):
+    """One call, whose phase and outcome are known at any moment.
+
+    Attributes:
+        operation: the properties of its operation.
+        request: its request.
+        send: makes the call.
+        sending: decides whether an attempt may start.
+        acquire_recorder: returns the journal's recorder for the request, if there is a journal.
+        bulk: see `plaid_relay_async.transport.protocols.AttemptGate`.
+        started_at: the time of the event loop at which the request was read.
+        attempts: the number of attempts, including those that weren't sent.
+        phase: what the call does at the moment.
+        last_error: the error of the last attempt.
+        in_doubt_error: the error of an attempt that may have been executed.
+        received_response: the response that the call had received when it was cancelled.
+        recorder: the journal's recorder, once it is acquired.
+        report_stopped: whether the call ended before its next attempt because the requests for its report
+            have stopped.
+        outcome: the outcome, as soon as it is known; `None` after the end if the request wasn't attempted.
+    """
+
+    operation: BatchOperation[OutcomeT, Any]
+    request: Any
+    send: SendFunction
+    sending: Sending
+    acquire_recorder: AcquireRecorder | None = None
+    bulk: bool = True
+    started_at: float = field(kw_only=True)
+    attempts: int = field(default=0, init=False)
+    phase: Phase = field(default=Phase.WAITING, init=False)
+    last_error: PlaidRelayError | None = field(default=None, init=False)
+    in_doubt_error: PlaidRelayError | None = field(default=None, init=False)
+    received_response: Any = field(default=None, init=False)
+    recorder: CallRecorder | None = field(default=None, init=False)
+    report_stopped: bool = field(default=False, init=False)
+    outcome: OutcomeT | None = field(default=None, init=False)
+
+    # ------------------------------------------------------------------------------ from request to outcome
+
+    async def run(self) -> None:
+        """Make the call, record its outcome if there is a journal, and set `outcome`."""
+        if self.acquire_recorder is None:
+            await self._send()
+            return
+        while (recorder := await self._acquire_recorder(self.acquire_recorder)) is not None:
+            self.recorder = recorder
+            try:
+                if recorder.recorded_outcome is None:
+                    await self._send_and_record(recorder)
+                else:
+                    elapsed = asyncio.get_running_loop().time() - self.started_at
+                    self.outcome = evolve(recorder.recorded_outcome, elapsed=elapsed)
+            except LostRaceError:  # the next recorder looks the pair up again
+                self.phase = Phase.WAITING
+            else:
+                return
+            finally:
+                recorder.release()
+
+    async def run_alone(self) -> None:
+        """Run the call in a task of its own; if the caller's task is cancelled, that one is drained."""
+        runner = asyncio.create_task(self.run())
+        self.sending.calls[runner] = self
+        runner.add_done_callback(self.sending.calls.pop)
+        try:
+            await asyncio.wait([runner])
+        finally:
+            if not runner.done():
+                await self.sending.stop_and_drain(runner)
+        runner.result()
+
+    async def _acquire_recorder(self, acquire: AcquireRecorder) -> CallRecorder | None:
+        try:
+            return await acquire(self.request)
+        except NotSentError as error:  # the source of the credentials, and so of the client ID, failed
+            self.end_with_error(error)
+        except BaseException as error:
+            if not is_ordinary_error(error):
+                raise
+            self.sending.stop_with_error(error)
+        return None
+
+    async def _send(self) -> None:
+        try:
+            self._check_may_send()
+            self._set_outcome(await self.send(self.request, gate=self))
+        except SendingStoppedError:
+            self._end_interrupted()
+        except LostRaceError:
+            # An earlier attempt in doubt is recorded as unknown before a new recorder is acquired.
+            if self.in_doubt_error is not None:
+                self.end_with_error(self.in_doubt_error)
+            raise
+        except PlaidRelayError as error:
+            self.end_with_error(error)
+        except BaseException as error:
+            if not is_ordinary_error(error):
+                self._end_interrupted()
+                raise
+            self.end_with_error(self.operation.unexpected_error(error))
+
+    async def _send_and_record(self, recorder: CallRecorder) -> None:
+        try:
+            await self._send()
+        except LostRaceError:
+            if self.outcome is not None:
+                await self._record_outcome(recorder)
+            raise
+        except BaseException:
+            # This task is cancelled and can't wait for the journal any more, but the outcome must not be
+            # lost.
+            if self._outcome_to_record is not None:
+                task = asyncio.ensure_future(recorder.record_outcome(self._outcome_to_record))
+                _background_tasks.add(task)
+                task.add_done_callback(_background_tasks.discard)
+            raise
+        if self.outcome is not None:
+            await self._record_outcome(recorder)
+
+    async def _record_outcome(self, recorder: CallRecorder) -> None:
+        self.phase = Phase.RECORDING_OUTCOME
+        outcome: Any = self._outcome_to_record
+        try:
+            await recorder.record_outcome(outcome)
+        except LostRaceError:
+            # The pair must be looked up first, so the call starts again with a new recorder.
+            self.report_stopped = False
+            self.last_error = self.outcome = None
+            raise
+        except BaseException as error:
+            if not is_ordinary_error(error):
+                raise
+            self.sending.stop_with_error(error)  # the caller receives the outcome in any case
+        else:
+            if outcome is not None:
+                self.outcome = evolve(outcome, journalled=recorder.journalled)
+
+    # ------------------------------------------------------------------------------- the transport's gate
+
+    @property
+    def must_drain(self) -> bool:
+        """Whether the call must be waited for when sending stops; otherwise it is cancelled."""
+        return self.phase is not Phase.WAITING
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether an attempt may have been executed: of this call, or an earlier one in the journal."""
+        return self._find_in_doubt_error() is not None
+
+    async def start_attempt(self) -> None:
+        """Record the intent of an attempt that is sent next, or raise to prevent the attempt."""
+        self._check_may_send()
+        if self.recorder is not None:
+            # From here on, the call is drained: a recorded intent is followed by its attempt.
+            self.phase = Phase.RECORDING_INTENT
+            try:
+                await self.recorder.record_intent()
+            except LostRaceError:
+                self.phase = Phase.WAITING
+                raise
+            except BaseException as error:
+                if not is_ordinary_error(error):
+                    raise
+                # An attempt without a recorded intent must not start.
+                self.sending.stop_with_error(error)
+                raise SendingStoppedError from None
+        self.attempts += 1
+        self.phase = Phase.IN_FLIGHT
+
+    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
+        """Note that an attempt has ended and a retry is planned, or raise to prevent the retry."""
+        self._end_attempt(error)
+        if not never_executed and certainty_of(error) is Certainty.IN_DOUBT:
+            self.in_doubt_error = error
+        self._check_may_send()
+
+    def attempt_interrupted(self, result: Any) -> None:
+        """Note the response or error of an attempt during which the call is cancelled."""
+        if not isinstance(result, PlaidRelayError):
+            self.received_response = result
+        elif isinstance(result, NotSentError):
+            # The call was cancelled before this attempt was sent: it ends as if this attempt hadn't started.
+            self.attempts -= 1
+            self._end_attempt(self.last_error)
+        else:
+            self._end_attempt(result)
+
+    def _end_attempt(self, error: PlaidRelayError | None) -> None:
+        self.last_error = error
+        self.phase = Phase.WAITING
+
+    def _check_may_send(self) -> None:
+        """Raise `SendingStoppedError` if the request must not be sent."""
+        if self.sending.stopped:
+            raise SendingStoppedError
+        if (cause := self.sending.report_stop_cause(self.request)) is not None:
+            sent = self.last_error is not None and bool(self.last_error.sent)
+            self.report_stopped = True
+            self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
+            raise SendingStoppedError
+
+    # ---------------------------------------------------------------------------------------- the outcome
+
+    @property
+    def _outcome_to_record(self) -> OutcomeT | None:
+        """The outcome for the journal; `None` records the request as not attempted.
+
+        It is `None` if the requests for the report have stopped and no attempt of this call is in doubt.
+        """
+        return None if self.report_stopped and self.in_doubt_error is None else self.outcome
+
+    def _find_in_doubt_error(self) -> PlaidRelayError | None:
+        return self.in_doubt_error or (
+            None if self.recorder is None else self.recorder.earlier_in_doubt_error
+        )
+
+    def end_with_error(self, error: PlaidRelayError) -> None:
+        """Set the outcome of a call that ended with an error."""
+        self.last_error = error
+        self._set_outcome(error_of_call(error, in_doubt=self._find_in_doubt_error(), attempts=self.attempts))
+
+    def _end_interrupted(self) -> None:
+        """Set the outcome of a call that was stopped or cancelled.
+
+        It has none if it had neither a response nor an error, and no attempt was in flight.
+        """
+        if self.received_response is not None:
+            self._set_outcome(self.received_response)
+            return
+        if self.phase is Phase.IN_FLIGHT:
+            self.last_error = self.operation.abandoned_error(self.attempts)
+        if self.last_error is not None:
+            self.end_with_error(self.last_error)
+
+    def _set_outcome(self, result: Any) -> None:
+        elapsed = asyncio.get_running_loop().time() - self.started_at
+        self.outcome = self.operation.build_outcome(
+            self.request, result, attempts=self.attempts, elapsed=elapsed
+        )

@@ -1,0 +1,170 @@
+"""The operations that have a batch, and how their calls' responses and errors become outcomes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeAlias
+
+from attrs import frozen
+
+from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, ResultT
+from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
+from plaid_relay_async.errors import (
+    ConnectionLostError,
+    OutcomeUnknownError,
+    PlaidAPIError,
+    PlaidRelayError,
+    ResponseDecodeError,
+)
+from plaid_relay_async.models import (
+    RelayCreateRequest,
+    RelayGetRequest,
+    RelayPdfGetRequest,
+    RelayRefreshRequest,
+    RelayRemoveRequest,
+)
+from plaid_relay_async.outcomes import Created, Failed, Fetched, Outcome, R, Refreshed, Removed, Unknown
+
+if TYPE_CHECKING:
+    from plaid_relay_async.models import AssetReportGetResponse, PdfResponse
+
+# The outcome of a read is never unknown.
+ReadOutcome: TypeAlias = Fetched[R] | Failed
+ReadResult: TypeAlias = BatchResult[Fetched[R], Never]
+
+
+@frozen
+class BatchOperation(Generic[OutcomeT, ResultT]):
+    """The properties of an operation that a batch depends on.
+
+    Attributes:
+        request_type: the class of its requests.
+        build_success: returns the outcome of a call that got a response, from `response=` and the attributes
+            that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
+            removed.
+        result_type: the class of the result of its batch.
+        identity: the names of the fields that identify a request: if they are equal, two requests are
+            duplicates.
+        duplicate_message: the message of the error of a duplicate.
+        report_identity: the names of the fields that identify a request's report; none if requests don't
+            share reports.
+        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing, so no outcome is
+            ever unknown. Safe operations return reports, which may be large.
+        advice: what to do about an unknown outcome.
+    """
+
+    request_type: type[Any]
+    build_success: Callable[..., OutcomeT]
+    result_type: Callable[[], ResultT]
+    identity: tuple[str, ...] = ("relay_token",)
+    duplicate_message: str = "this relay token is already in the batch"
+    report_identity: tuple[str, ...] = ()
+    is_safe: bool = False
+    advice: str = OutcomeUnknownError.advice
+
+    def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> OutcomeT:
+        """Return the outcome of a call.
+
+        Args:
+            request: the request of the call.
+            result: its response, or its `PlaidRelayError`.
+            attempts: the number of attempts, including those that weren't sent.
+            elapsed: seconds from reading the request to the end of the call.
+        """
+        error = self.outcome_error(result) if isinstance(result, PlaidRelayError) else None
+        attributes: dict[str, Any] = {
+            "request": request,
+            "attempts": attempts,
+            "elapsed": elapsed,
+            "request_id": getattr(result if error is None else error, "request_id", None),
+        }
+        if error is None:
+            return self.build_success(response=result, **attributes)
+        outcome: Any = Failed(error=error, **attributes)
+        if isinstance(error, OutcomeUnknownError):
+            outcome = Unknown(error=error, **attributes)
+        return outcome  # type: ignore[no-any-return]
+
+    def abandoned_error(self, attempts: int) -> PlaidRelayError:
+        """Return the error of a call that was abandoned during an attempt, without a result."""
+        return self._lost_response_error("the batch ended before a response arrived", attempts=attempts)
+
+    def unexpected_error(self, error: BaseException) -> PlaidRelayError:
+        """Return the error of a call that raised something other than a `PlaidRelayError`.
+
+        Whether a request was sent is unknown then, because the error may come from anywhere.
+        """
+        unexpected = self._lost_response_error(
+            f"{type(error).__name__} was raised during the call", sent=None
+        )
+        unexpected.__cause__ = error
+        return unexpected
+
+    def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
+        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt.
+
+        The error of a safe operation stays as it is.
+        """
+        # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
+        in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
+        if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
+            return error
+        unknown = reclassify(error, OutcomeUnknownError, advice=self.advice)
+        unknown.__cause__ = error
+        return unknown
+
+    def _lost_response_error(self, message: str, **attributes: Any) -> PlaidRelayError:
+        if self.is_safe:
+            return ConnectionLostError(message, **attributes)
+        return OutcomeUnknownError(message, **attributes | {"advice": self.advice})
+
+
+def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
+    if response.removed:
+        return Removed(response=response, **attributes)
+    error = PlaidAPIError(
+        "Plaid's response says that the relay token wasn't removed",
+        status=200,
+        request_id=response.request_id,
+        attempts=attributes["attempts"],
+        advice="The partner can still read the report: remove the token again, or ask Plaid's support.",
+    )
+    return Failed(error=error, **attributes)
+
+
+CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
+    RelayCreateRequest,
+    Created,
+    CreationResult,
+    identity=("report_tokens", "secondary_client_id"),
+    duplicate_message="this pair of report and partner is already in the batch",
+    report_identity=("report_tokens",),
+)
+GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
+    BatchOperation(RelayGetRequest, Fetched, BatchResult, is_safe=True)
+)
+GET_PDF: Final[BatchOperation[ReadOutcome[PdfResponse], ReadResult[PdfResponse]]] = BatchOperation(
+    RelayPdfGetRequest, Fetched, BatchResult, is_safe=True
+)
+REFRESH: Final[BatchOperation[Refreshed | Failed | Unknown, BatchResult[Refreshed, Unknown]]] = (
+    BatchOperation(RelayRefreshRequest, Refreshed, BatchResult)
+)
+REMOVE: Final[BatchOperation[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]] = BatchOperation(
+    RelayRemoveRequest,
+    _build_removed,
+    BatchResult,
+    advice="The relay token may have been removed. Remove it again, which is safe: if Plaid doesn't find it, "
+    "it was removed.",
+)
+
+
+def digest_of(request: object, identity: tuple[str, ...]) -> bytes:
+    """Return a digest of the named fields of a request: it takes little memory, and shows no token."""
+    parts: list[str] = []
+    for name in identity:
+        value = getattr(request, name)
+        # The order of report tokens makes no difference to Plaid.
+        parts += [value] if isinstance(value, str) else sorted(value)
+    # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()

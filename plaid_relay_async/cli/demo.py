@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.messages import ExitStatus
-from plaid_relay_async.cli.output import MemoryOutput
 from plaid_relay_async.cli.progress import ProgressDisplay, totals_table
 from plaid_relay_async.cli.row_iterators import FileRows
 from plaid_relay_async.client import RelayClient
@@ -51,6 +51,32 @@ def _scripted_faults() -> list[Fault]:
     ]
 
 
+class _MemoryOutput:
+    """An `OutcomeWriter` that keeps outcomes in memory."""
+
+    error: Exception | None = None
+    token_lost = False
+
+    def __init__(self) -> None:
+        self.by_outcome: Counter[str] = Counter()
+        self.tokens: dict[str, str] = {}
+        self.unknown: list[str] = []
+
+    def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:  # noqa: ARG002
+        """Keep what the demo compares with the simulator's ledger."""
+        self.by_outcome[fields["outcome"]] += 1
+        if fields["outcome"] == "created":
+            self.tokens[fields["secondary_client_id"]] = fields["relay_token"]
+        if fields["outcome"] == "unknown":
+            self.unknown.append(fields["secondary_client_id"])
+
+    async def drain(self) -> None:
+        """Do nothing: every write is complete."""
+
+    def stop_waiting(self) -> None:
+        """Do nothing: `drain` doesn't wait."""
+
+
 async def run_demo(signals: Signals) -> ExitStatus:
     """Share one report with several hundred partners while the simulator injects faults.
 
@@ -60,7 +86,7 @@ async def run_demo(signals: Signals) -> ExitStatus:
     async with Simulator(faults=_scripted_faults(), latency=_LATENCY_SECONDS) as plaid:
         report_token = plaid.add_report()
         _print_line(f"Sharing one report with {len(_PARTNERS)} partners, on a simulator at {plaid.url}.")
-        output = MemoryOutput()
+        output = _MemoryOutput()
         runner = BatchRunner(
             client=RelayClient(Credentials("demo", "demo-secret"), base_url=plaid.url),
             rows=FileRows(RelayCreateRequest.fan_out([report_token], _PARTNERS), len(_PARTNERS)),
@@ -76,7 +102,7 @@ async def run_demo(signals: Signals) -> ExitStatus:
     return ExitStatus.DONE if as_scripted else ExitStatus.FAILED
 
 
-def _matches_script(output: MemoryOutput, plaid: Simulator) -> bool:
+def _matches_script(output: _MemoryOutput, plaid: Simulator) -> bool:
     """Return whether the outcomes match the simulator's ledger, which lists each token that was created."""
     created = {str(entry["secondary_client_id"]): entry["relay_token"] for entry in plaid.ledger}
     lost = created.pop(_LOST_PARTNER, None)

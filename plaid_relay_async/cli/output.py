@@ -476,29 +476,3 @@ def _ends_within_quotes(lines: Iterable[bytes]) -> bool:
             for quoted in _QUOTED_FIELD.finditer(b'"' + line if within else line):
                 within = not quoted[1]
     return within
-
-
-class MemoryOutput:
-    """An `OutcomeWriter` that keeps outcomes in memory, for the demo."""
-
-    error: Exception | None = None
-    token_lost = False
-
-    def __init__(self) -> None:
-        self.by_outcome: Counter[str] = Counter()
-        self.tokens: dict[str, str] = {}
-        self.unknown: list[str] = []
-
-    def write(self, fields: dict[str, Any], *, journalled: bool = False) -> None:  # noqa: ARG002
-        """Keep what the demo compares with the simulator's ledger."""
-        self.by_outcome[fields["outcome"]] += 1
-        if fields["outcome"] == "created":
-            self.tokens[fields["secondary_client_id"]] = fields["relay_token"]
-        if fields["outcome"] == "unknown":
-            self.unknown.append(fields["secondary_client_id"])
-
-    async def drain(self) -> None:
-        """Do nothing: every write is complete."""
-
-    def stop_waiting(self) -> None:
-        """Do nothing: `drain` doesn't wait."""

@@ -87,7 +87,7 @@ class GatewaySetup:
 async def wait_for_keys(gateway: Gateway, *names: str) -> None:
     """Wait until a gateway has loaded exactly the keys with these names from its file."""
     async with asyncio.timeout(60):
-        while {key.name for key in gateway._callers.keys} != set(names):
+        while {key.name for key in gateway.keys} != set(names):
             await asyncio.sleep(0.01)
 
 

@@ -146,7 +146,7 @@ class Gateway:
         self._listener: Listener | None = None
         self._metrics: Metrics | None = None
         if metrics_port is not None:
-            self._metrics = Metrics(lambda: self._upstream.in_flight, lambda: len(self._listener or ()))
+            self._metrics = Metrics(lambda: self.calls_in_flight, lambda: self.open_connections)
         self._ports: list[int] = []
         self._resources = contextlib.AsyncExitStack()
 
@@ -240,6 +240,21 @@ class Gateway:
             RuntimeError: it isn't started.
         """
         return f"{'https' if self._ssl else 'http'}://{bracketed(self._address[0])}:{self._listening_port(0)}"
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The records of the keys that are valid now; none while the key file can't be used."""
+        return self._callers.keys
+
+    @property
+    def open_connections(self) -> int:
+        """The number of connections from callers."""
+        return len(self._listener or ())
+
+    @property
+    def calls_in_flight(self) -> int:
+        """The number of calls that were sent to Plaid and have not ended."""
+        return self._upstream.in_flight
 
     def console_link(self, **values: str) -> str:
         """Return a URL that opens the console once, within 5 minutes, with a key and tokens filled in.

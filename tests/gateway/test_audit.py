@@ -63,7 +63,7 @@ async def non_reading(setup):
     host, _, port = setup.gateway.url.removeprefix("http://").partition(":")
     await asyncio.get_running_loop().sock_connect(caller, (host, int(port)))
     reader, writer = await asyncio.open_connection(sock=caller, limit=1)
-    await wait_until_async(lambda: len(setup.gateway._listener))
+    await wait_until_async(lambda: setup.gateway.open_connections)
     yield Connection(setup.gateway.url, reader, writer)
     writer.transport.abort()
 
@@ -117,7 +117,7 @@ async def test_a_truncated_response_for_a_disconnected_caller(setup, audit):
         await connection.send(build_request(GET, {"relay_token": "x"}, key=setup.keys["lender"]))
         await connection.reader.readexactly(1)
         connection.writer.transport.abort()
-        await wait_until_async(lambda: not len(setup.gateway._listener))
+        await wait_until_async(lambda: not setup.gateway.open_connections)
         assert not audit_records(audit)  # the gateway still reads the response
     await wait_until_async(lambda: audit_records(audit))
     (entry,) = audit_records(audit)

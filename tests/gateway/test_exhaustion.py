@@ -299,7 +299,7 @@ async def test_callers_that_read_nothing_stay_within_the_limit(secure):
             )
             await connection.send(PAGE * 600)
             assert count_sockets(setup.gateway) <= 11  # one may have just been aborted
-        assert len(setup.gateway._listener) <= 11
+        assert setup.gateway.open_connections <= 11
         for _ in range(3):
             assert (await setup.call()).status == 200
         assert count_sockets(setup.gateway) <= 11
@@ -337,7 +337,7 @@ async def test_a_caller_that_does_not_read_the_page_times_out():
                 await asyncio.sleep(0.01)
             while count_sockets(setup.gateway):
                 await asyncio.sleep(0.05)
-        assert len(setup.gateway._listener) == 0
+        assert setup.gateway.open_connections == 0
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
@@ -441,7 +441,7 @@ async def test_nothing_is_sent_for_a_caller_that_has_closed_its_side(secure, cou
                 connection.writer.write(request * count)
                 connection.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
                 assert await connection.read_to_end() == b""
-        await wait_until_async(lambda: not len(setup.gateway._listener))
+        await wait_until_async(lambda: not setup.gateway.open_connections)
         setup.assert_upstream_requests()
         assert not caplog.messages
 
@@ -465,7 +465,7 @@ async def test_requests_behind_the_end_of_a_connection_are_dropped(secure, count
             await wait_until_async(lambda: setup.upstream.requests)
             connection.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
             assert await connection.read_to_end() == b""
-            await wait_until_async(lambda: caplog.messages and not len(setup.gateway._listener))
+            await wait_until_async(lambda: caplog.messages and not setup.gateway.open_connections)
         setup.assert_upstream_requests(count=1)
         (line,) = map(json.loads, caplog.messages)
         assert (line["status"], line["delivered"]) == (200, False)
@@ -525,7 +525,7 @@ async def test_a_process_out_of_descriptors_accepts_later(caplog):
         with caller:
             caller.setblocking(False)
             await setup.call()
-            await wait_until_async(lambda: not len(setup.gateway._listener))
+            await wait_until_async(lambda: not setup.gateway.open_connections)
             await asyncio.sleep(0.1)  # until both ends are closed, so that no lower number becomes free
             free = os.dup(caller.fileno())
             os.close(free)
@@ -550,7 +550,7 @@ async def test_a_caller_that_disconnects_in_its_body_leaves_nothing_behind(setup
             await connection.send(open_request(setup.keys["lender"], frame) + b"1\r\n{")
             await asyncio.sleep(0.02)
     async with asyncio.timeout(60):
-        while len(setup.gateway._listener):
+        while setup.gateway.open_connections:
             await asyncio.sleep(0.01)
     setup.assert_upstream_requests()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -630,7 +630,7 @@ async def test_a_slow_reader_of_a_long_response_uses_little_memory():
                 for _ in range(3):
                     assert (await setup.call()).status == 200
                 async with asyncio.timeout(60):  # then those time out, and their memory is freed
-                    while setup.gateway._upstream.in_flight or len(setup.gateway._listener):
+                    while setup.gateway.calls_in_flight or setup.gateway.open_connections:
                         await asyncio.sleep(0.05)
 
 

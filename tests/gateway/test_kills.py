@@ -137,14 +137,14 @@ async def test_the_upstream_is_killed_under_load(tmp_path):
                 running, _ = await stack.enter_async_context(python_process(*server, port, str(path)))
 
         outcomes = await run_batch_with_kills(gateway.url, secret, kills, partners=600)
-        assert gateway._upstream.in_flight == 0
+        assert gateway.calls_in_flight == 0
         counts = Counter(type(each).__name__ for each in outcomes)
         assert counts.total() == 600
         assert counts["Created"] > 300
         assert counts["Unknown"] > 0
         assert_outcomes_match(outcomes, read_ledger(path))
         async with asyncio.timeout(60):
-            while len(gateway._listener):
+            while gateway.open_connections:
                 await asyncio.sleep(0.05)
 
 
@@ -167,7 +167,7 @@ async def test_callers_are_killed_under_load(tmp_path):
                         await asyncio.sleep(0.01)
                     await kill_process(caller)
             async with asyncio.timeout(60):
-                while gateway._upstream.in_flight or len(gateway._listener):
+                while gateway.calls_in_flight or gateway.open_connections:
                     await asyncio.sleep(0.02)
             executed = len(read_ledger(path))
             await asyncio.sleep(0.2)

@@ -431,7 +431,7 @@ async def test_a_disconnected_caller_affects_only_its_call():
                     )
                 )
                 await wait_until_async(lambda: len(setup.upstream.requests) == n + 1)  # noqa: B023
-        await wait_until_async(lambda: not setup.gateway._upstream.in_flight)
+        await wait_until_async(lambda: not setup.gateway.calls_in_flight)
         tokens = [(await setup.call()).json["relay_token"] for _ in range(5)]
         assert tokens == [f"credit-relay-sandbox-{n}" for n in range(11, 16)]
         setup.assert_upstream_requests(count=15)

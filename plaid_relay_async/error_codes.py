@@ -98,14 +98,16 @@ _BY_STATUS: dict[int, type[PlaidAPIError]] = {
 }
 
 # Errors that every other request of a batch would get, too.
-_SHARED_CODES = frozenset(
+SHARED_CODES: Final = frozenset(
     {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
 )
 # The 503s that prove that nothing was executed: Plaid's own, and the one of this package's gateway for a
 # request that never left it. A 503 from any other intermediary proves nothing.
-_DECLINED_CODES = frozenset({("API_ERROR", "PLANNED_MAINTENANCE"), (GATEWAY_ERROR, "UPSTREAM_UNREACHABLE")})
+DECLINED_CODES: Final = frozenset(
+    {("API_ERROR", "PLANNED_MAINTENANCE"), (GATEWAY_ERROR, "UPSTREAM_UNREACHABLE")}
+)
 # The codes of 429s for which waiting doesn't help (https://plaid.com/docs/errors/rate-limit-exceeded/).
-_PERMANENT_LIMITS = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
+PERMANENT_LIMITS: Final = frozenset({"CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"})
 # Plaid would respond to the same request with the same error again.
 PERMANENT_ERRORS: Final = (InvalidRequestError, AssetReportError)
 _INVALID_TOKEN_CODE = re.compile("INVALID_.*TOKEN")
@@ -128,9 +130,9 @@ def is_declined(error: PlaidAPIError) -> bool:
     That is a 429, unless an allocation is used up; Plaid's `PLANNED_MAINTENANCE`; and the error of this
     package's gateway for a request that it couldn't forward.
     """
-    if (error.error_type, error.error_code) in _DECLINED_CODES:
+    if (error.error_type, error.error_code) in DECLINED_CODES:
         return True
-    return error.status == 429 and error.error_code not in _PERMANENT_LIMITS
+    return error.status == 429 and error.error_code not in PERMANENT_LIMITS
 
 
 def is_token_not_found(error: PlaidAPIError) -> bool:
@@ -151,7 +153,7 @@ def affects_all_requests(error: PlaidRelayError) -> bool:
     if isinstance(error, NotSentError):
         return error.shared
     return isinstance(error, PlaidAPIError) and (
-        error.error_code in _SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
+        error.error_code in SHARED_CODES or (error.error_code or "").startswith("UNAUTHORIZED_")
     )
 
 

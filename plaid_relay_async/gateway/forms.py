@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import NOTHING, asdict, fields
 
-from plaid_relay_async import models
+from plaid_relay_async import error_codes, models
 from plaid_relay_async.gateway import texts
 from plaid_relay_async.models import fields as rules
 
@@ -40,6 +40,7 @@ def console_data() -> dict[str, Any]:
     - `next`: by the token in a response, the paths of the operations to offer next.
     - `problems`: what can be wrong with any identifier, text or URL.
     - `quote`, `delimiter`: the characters that no URL, or no identifier, contains, as regular expressions.
+    - `errors`: the tables of `error_codes` about what an error proves, and whether other requests get it.
     """
     return {
         "operations": [_describe_operation(text) for text in texts.OPERATION_TEXTS],
@@ -56,6 +57,11 @@ def console_data() -> dict[str, Any]:
         },
         "quote": rules.QUOTE.pattern,
         "delimiter": rules.DELIMITER.pattern,
+        "errors": {
+            "declined": sorted(error_codes.DECLINED_CODES),
+            "permanent_limits": sorted(error_codes.PERMANENT_LIMITS),
+            "shared": sorted(error_codes.SHARED_CODES),
+        },
     }
 
 

@@ -2,6 +2,7 @@
 // tests/browser compares them. The gateway's own errors are shown in the words of the response.
 
 import { isPdf, parseRetryAfter, textIn, tokensIn } from "./http.js";
+import { ERRORS } from "./operations.js";
 
 // Plaid's error_code: [meaning, action]. The gateway's own errors bring both with them.
 const CODES = {
@@ -66,23 +67,23 @@ const CODES = {
   INTERNAL_SERVER_ERROR: ["Plaid had an internal error.", ""],
   SANDBOX_ONLY: ["This operation exists in the sandbox only.", "Use a gateway to the sandbox."],
 };
-const LASTING = new Set(["CREDITS_EXHAUSTED", "TRIAL_CONNECTION_LIMIT"]); // a 429 that does not pass
-const SHARED =
-  /^(UNAUTHORIZED_.*|INVALID_API_KEYS|CREDITS_EXHAUSTED|(HOST|ORIGIN)_NOT_ALLOWED|INVALID_ASSET_REPORT_TOKEN)$/;
+const LASTING = new Set(ERRORS.permanent_limits); // a 429 that does not pass
+const NOT_EXECUTED = new Set(ERRORS.declined.map((pair) => pair.join(" "))); // also with a 5xx
+const SHARED_CODES = new Set([...ERRORS.shared, "INVALID_ASSET_REPORT_TOKEN"]);
+const SHARED_PATTERN = /^(UNAUTHORIZED_.*|(HOST|ORIGIN)_NOT_ALLOWED)$/;
 const REPORT_ERROR_TYPES = /^(ASSET_REPORT_ERROR|ASSETS_ERROR)$/;
 const REDIRECT = [
   "The upstream server responded with a redirect, which is not followed.",
   "The operator of the gateway has to check its upstream address.",
 ];
-// Errors of 5xx that prove that the call was not executed.
-const NOT_EXECUTED = new Set(["API_ERROR PLANNED_MAINTENANCE", "GATEWAY_ERROR UPSTREAM_UNREACHABLE"]);
 
 /** Return what an operation creates, with its article, such as "an access token". */
 export const createdThing = ({ creates }) => `${/^[aeiou]/.test(creates) ? "an" : "a"} ${creates}`;
 
 /** Return whether every other row of a list would fail with the same error: all rows share one key and one report. */
 export const affectsAllRows = (code, type) =>
-  SHARED.test(code ?? "") ||
+  SHARED_CODES.has(code) ||
+  SHARED_PATTERN.test(code ?? "") ||
   REPORT_ERROR_TYPES.test(type ?? "") ||
   (code === "PRODUCT_NOT_READY" && type !== "ITEM_ERROR");
 

@@ -35,7 +35,7 @@ from plaid_relay_async import (
     WaitTooLongError,
 )
 from plaid_relay_async.batch import CREATE as CREATIONS
-from plaid_relay_async.batch import Batch
+from plaid_relay_async.batch import Batch, LostRaceError
 from plaid_relay_async.batch.input import DuplicateFilter
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -1271,6 +1271,65 @@ async def test_no_token_is_lost_if_the_journal_cannot_record_the_outcome(plaid, 
         await batch
     assert [o.journalled for o in batch.result.created] == [True, False]
     assert_nothing_lost(plaid, all_outcomes(batch.result))
+
+
+async def test_an_attempt_in_doubt_is_recorded_before_its_pair_is_looked_up_again(plaid, client):
+    """If a retry loses the race for its pair, the first attempt is recorded as unknown, and nothing more is sent."""
+
+    class LosesARace(BreakingJournal):
+        recorded = None
+
+        async def acquire_recorder(self, request, context):
+            recorder = await super().acquire_recorder(request, context)
+            recorder.recorded_outcome = self.recorded
+            return recorder
+
+        async def record_intent(self, request: RelayCreateRequest) -> None:
+            if self.lines:
+                raise LostRaceError
+            await super().record_intent(request)
+
+        async def record_outcome(self, outcome) -> None:
+            await super().record_outcome(outcome)
+            self.recorded = outcome
+
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    always, journal = RetryPolicy(replay="always", backoff=0.001), LosesARace()
+    result = await client.relay.create_many(create_requests(plaid, 1), retry=always, journal=journal)
+    (unknown,) = result.unknown
+    assert (unknown.error.status, plaid.counts[CREATE]) == (500, 1)
+    assert journal.lines == [("intent", "partner-0"), ("Unknown", "partner-0")]
+
+
+async def test_a_request_that_is_not_attempted_may_have_a_recorded_outcome(plaid, client):
+    """A request of a stopped report is looked up if its pair was assumed to be new; without an outcome, it fails."""
+
+    class AssumesNew(BreakingJournal):
+        recorded = None
+        not_attempted = 0
+
+        async def acquire_recorder(self, request, context):
+            recorder = await super().acquire_recorder(request, context)
+            recorder.recorded_outcome, self.recorded = self.recorded, None
+            return recorder
+
+        async def record_outcome(self, outcome) -> None:
+            if outcome is not None:
+                return
+            self.not_attempted += 1
+            if self.not_attempted == 1:
+                response = RelayCreateResponse("recorded")
+                self.recorded = Created(
+                    request=None, response=response, attempts=0, elapsed=0.0, request_id=None
+                )
+                raise LostRaceError
+
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_ASSET_REPORT_TOKEN"}))
+    journal = AssumesNew()
+    result = await client.relay.create_many(create_requests(plaid, 5), journal=journal, concurrency=1)
+    assert [outcome.relay_token for outcome in result.created] == ["recorded"]
+    assert [outcome.attempts for outcome in result.failed] == [1, 1, 1, 0]
+    assert (journal.not_attempted, plaid.counts[CREATE]) == (2, 3)
 
 
 @pytest.fixture

@@ -558,6 +558,24 @@ async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, 
 # ------------------------------------------------------------------------------------- closing the client
 
 
+async def test_a_call_that_is_cancelled_before_its_intent_has_no_late_outcome(plaid):
+    """While the journal looks the pair up, nothing can have been sent."""
+    asked = asyncio.Event()
+
+    class Asked(RecordingJournal):
+        async def acquire_recorder(self, request, context):
+            asked.set()
+            await asyncio.Event().wait()
+
+    async with listening(plaid) as (client, late):
+        task = asyncio.ensure_future(client.relay.create(["report"], "partner", journal=Asked()))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (late, plaid.counts[CREATE]) == ([], 0)
+
+
 async def test_close_waits_for_drains(plaid):
     """A client that is closed while calls and batches drain loses none of their tokens."""
     plaid.fail(Fault(path=CREATE, when="after", latency=0.3))

@@ -109,7 +109,7 @@ class TrackedCall(Generic[OutcomeT]):
                 recorder.release()
 
     async def run_alone(self) -> None:
-        """Run the call in a task of its own; if the caller's task is cancelled, that one is drained."""
+        """Run the call in another task, and drain that one if the caller's task is cancelled."""
         runner = asyncio.create_task(self.run())
         self.sending.calls[runner] = self
         runner.add_done_callback(self.sending.calls.pop)

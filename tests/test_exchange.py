@@ -171,6 +171,33 @@ async def test_nothing_is_sent_on_a_connection_with_unread_bytes():
             writer.close()
 
 
+@pytest.mark.may_block
+async def test_unread_bytes_of_a_new_connection_do_not_prevent_its_first_request():
+    """A session reads them first, because they are probably the end of a TLS handshake."""
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        async def send_first_bytes(*_: object) -> None:
+            accepted.append(server.accept()[0])
+            accepted[0].sendall(OK[:9])  # the client's loop can't read before this function returns
+
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(send_first_bytes)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        async with (
+            aiohttp.ClientSession(trace_configs=[trace]) as session,
+            RelayClient(OWNER, base_url=url, session=session, retry=QUICK) as client,
+        ):
+            creation = asyncio.create_task(client.relay.create(["t"], "p"))
+            while not (accepted or creation.done()):
+                await asyncio.sleep(0)
+            reader, writer = await asyncio.open_connection(sock=accepted[0])
+            await read_request(reader)
+            writer.write(OK[9:])
+            assert (await creation).relay_token == "T-1"
+            writer.close()
+
+
 async def test_an_unsupported_release_of_aiohttp_is_detected():
     """If its methods have other parameters, the session is used instead."""
 

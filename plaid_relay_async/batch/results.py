@@ -93,7 +93,8 @@ class BatchResult(Generic[S, U]):
             received = total - len(errors)
             errors.append(
                 PlaidRelayError(
-                    f"the loop received {received} of the outcomes; all errors: {codes}",
+                    f"the loop received {received} of the failed and unknown outcomes; "
+                    f"all errors of the batch: {codes}",
                     sent=None,
                     advice="See the error of each outcome that the loop received.",
                 )

@@ -19,11 +19,7 @@ from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
 from plaid_relay_async.batch.stopping import Sending, SendingStoppedError, stopped_report_error
 from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
-from plaid_relay_async.errors import (
-    NotSentError,
-    PlaidRelayError,
-    is_ordinary_error,
-)
+from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
 SendFunction: TypeAlias = Callable[..., Awaitable[Any]]

@@ -18,19 +18,8 @@ from yarl import URL
 from plaid_relay_async import codec
 from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import (
-    PLAID_VERSION,
-    USER_AGENT,
-    RetryPolicy,
-    check_count,
-    check_type,
-)
-from plaid_relay_async.errors import (
-    ConfigurationError,
-    NotSentError,
-    PlaidRelayError,
-    ReadTimeoutError,
-)
+from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire

@@ -63,7 +63,7 @@ class CallRecorder(Protocol):
         """Record that an attempt is about to start; return once the record is durable.
 
         Raises:
-            LostRaceError: the attempt must not start, and the batch acquires a new recorder. Any other error
+            LostRaceError: the attempt must not start, and the call acquires a new recorder. Any other error
                 stops the batch.
         """
         ...

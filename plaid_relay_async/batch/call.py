@@ -170,7 +170,8 @@ class TrackedCall(Generic[OutcomeT]):
         try:
             await recorder.record_outcome(outcome)
         except LostRaceError:
-            # The pair must be looked up first, so the call starts again with a new recorder.
+            # The pair wasn't looked up and may have an outcome, so the request isn't recorded as not
+            # attempted. The call starts again with a new recorder.
             self.report_stopped = False
             self.last_error = self.outcome = None
             raise

@@ -34,7 +34,10 @@ class CallContext:
 
 
 class LostRaceError(Exception):
-    """The pair has changed since its look-up, or was assumed to be new. Acquire a new recorder."""
+    """The pair has changed since its look-up, or was assumed to be new without one.
+
+    Acquire a new recorder.
+    """
 
 
 class CallRecorder(Protocol):

@@ -114,10 +114,10 @@ class Sending:
         return error if count >= SHARED_ERROR_LIMIT else None
 
     def count_outcome(self, outcome: Any, error: PlaidRelayError | None) -> None:
-        """Stop, or stop the requests for a report, if all others would get the same error.
+        """Count an outcome, and stop sending after a few errors that every other request would get.
 
-        Sending also stops if the operation's pauses since the last accepted attempt exceed the retry policy's
-        `max_pause`.
+        Errors of one report stop only the requests for that report. Sending also stops if the operation's
+        pauses since the last accepted attempt exceed the retry policy's `max_pause`.
 
         Args:
             outcome: the outcome of a call.

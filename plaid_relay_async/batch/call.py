@@ -109,11 +109,7 @@ class TrackedCall(Generic[OutcomeT]):
         runner = asyncio.create_task(self.run())
         self.sending.calls[runner] = self
         runner.add_done_callback(self.sending.calls.pop)
-        try:
-            await asyncio.wait([runner])
-        finally:
-            if not runner.done():
-                await self.sending.stop_and_drain(runner)
+        await self.sending.wait_or_drain(runner)
         runner.result()
 
     async def _acquire_recorder(self, acquire: AcquireRecorder) -> CallRecorder | None:

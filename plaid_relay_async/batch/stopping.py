@@ -96,6 +96,14 @@ class Sending:
         self.error = self.error or error
         self.stop(error)
 
+    async def wait_or_drain(self, runner: asyncio.Task[None]) -> None:
+        """Wait for the task that runs the calls; if this task is cancelled meanwhile, stop and drain."""
+        try:
+            await asyncio.wait([runner])
+        finally:
+            if not runner.done():
+                await self.stop_and_drain(runner)
+
     async def stop_and_drain(self, runner: asyncio.Task[None]) -> None:
         """Stop sending, and wait for the task that runs the calls, until the drain timeout cancels it."""
         self.stop(None)

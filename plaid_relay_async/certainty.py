@@ -2,7 +2,7 @@
 
 Plaid has no idempotency key. So retries, outcomes and the journal depend on one question about each attempt:
 may it have been executed? `certainty_of` answers it. If a call had several attempts, `error_of_call` says
-which of their errors counts: an attempt that may have been executed outweighs a later refusal.
+which of their errors counts.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     """
     if isinstance(error, OutcomeUnknownError | ConnectionLostError):
         return Certainty.IN_DOUBT
-    # `sent` may refer to an earlier attempt of the call, which was a read or wasn't executed. For a
-    # ClientClosedError or a ConfigurationError the difference has no effect: neither is retried.
+    # `sent` describes the whole call: it may be True because of an earlier attempt, which was a read or
+    # wasn't executed. These two classes prove by themselves that the last attempt wasn't sent. After a
+    # ClientClosedError or a ConfigurationError it makes no difference, because neither is retried.
     if isinstance(error, NotSentError | WaitTooLongError) or not error.sent:
         return Certainty.NOT_SENT
     if not isinstance(error, PlaidAPIError):
@@ -64,7 +65,7 @@ def error_of_call(
 ) -> PlaidRelayError:
     """Return the error that a call ends with, and note in it what is known of all attempts.
 
-    An attempt that may have been executed outweighs a later refusal: that a later attempt was rejected,
+    An attempt that may have been executed outweighs a later error: that a later attempt was rejected,
     declined or not sent proves nothing about the earlier one.
 
     Args:
@@ -83,9 +84,9 @@ def error_of_call(
 
 
 def reclassify(error: PlaidRelayError, cls: type[E], *, message: str | None = None, **changes: Any) -> E:
-    """Return an error of a class with the text and the attributes of another error, except for changes.
+    """Return a copy of an error as an instance of `cls`, with another message or other attributes if passed.
 
-    Attributes that the class doesn't declare are left out.
+    Attributes that `cls` doesn't declare are left out.
     """
     attributes = {name: value for name, value in vars(error).items() if hasattr(cls, name)}
     return cls(message or str(error.args[0]), **attributes | changes)

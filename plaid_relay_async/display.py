@@ -30,7 +30,7 @@ def _escape_character(character: re.Match[str]) -> str:
 
 
 def escape_json(text: bytes) -> bytes:
-    """Return lines of JSON with an escape of JSON for each character that isn't visible."""
+    """Return lines of JSON with a JSON escape for each character that isn't visible."""
     return _NOT_JSON_ASCII.sub(_escape_character_of_json, text.decode(errors="backslashreplace")).encode()
 
 

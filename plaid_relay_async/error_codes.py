@@ -97,7 +97,7 @@ _BY_STATUS: dict[int, type[PlaidAPIError]] = {
     429: RateLimitError,
 }
 
-# Errors that every other request of a batch would get, too.
+# The codes of errors that every other request of a batch would get, too; see `affects_all_requests`.
 SHARED_CODES: Final = frozenset(
     {"INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS", "CREDITS_EXHAUSTED"}
 )

@@ -19,11 +19,7 @@ from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
 from plaid_relay_async.batch.stopping import Sending, SendingStoppedError, stopped_report_error
 from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
-from plaid_relay_async.errors import (
-    NotSentError,
-    PlaidRelayError,
-    is_ordinary_error,
-)
+from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
 SendFunction: TypeAlias = Callable[..., Awaitable[Any]]
@@ -113,11 +109,7 @@ class TrackedCall(Generic[OutcomeT]):
         runner = asyncio.create_task(self.run())
         self.sending.calls[runner] = self
         runner.add_done_callback(self.sending.calls.pop)
-        try:
-            await asyncio.wait([runner])
-        finally:
-            if not runner.done():
-                await self.sending.stop_and_drain(runner)
+        await self.sending.wait_or_drain(runner)
         runner.result()
 
     async def _acquire_recorder(self, acquire: AcquireRecorder) -> CallRecorder | None:
@@ -174,7 +166,8 @@ class TrackedCall(Generic[OutcomeT]):
         try:
             await recorder.record_outcome(outcome)
         except LostRaceError:
-            # The pair must be looked up first, so the call starts again with a new recorder.
+            # The pair wasn't looked up and may have an outcome, so the request isn't recorded as not
+            # attempted. The call starts again with a new recorder.
             self.report_stopped = False
             self.last_error = self.outcome = None
             raise

@@ -34,7 +34,10 @@ class CallContext:
 
 
 class LostRaceError(Exception):
-    """The pair has changed since its look-up, or was assumed to be new. Acquire a new recorder."""
+    """The pair has changed since its look-up, or was assumed to be new without one.
+
+    Acquire a new recorder.
+    """
 
 
 class CallRecorder(Protocol):
@@ -63,7 +66,7 @@ class CallRecorder(Protocol):
         """Record that an attempt is about to start; return once the record is durable.
 
         Raises:
-            LostRaceError: the attempt must not start, and the batch acquires a new recorder. Any other error
+            LostRaceError: the attempt must not start, and the call acquires a new recorder. Any other error
                 stops the batch.
         """
         ...

@@ -79,13 +79,13 @@ class BatchResult(Generic[S, U]):
     def raise_for_failures(self) -> None:
         """Raise an `ExceptionGroup` if any outcome of the batch is failed or unknown.
 
-        The group has one error for each outcome in the lists. One more error counts the outcomes that the
-        caller's loop received, which are no longer in the lists. Requests in `not_attempted` aren't failures.
+        The group has one error for each outcome in the lists. One more error counts the failed and unknown
+        outcomes that the caller's loop received, because the lists don't hold them. Requests in
+        `not_attempted` aren't failures.
 
         Raises:
             ExceptionGroup: an outcome is failed or unknown.
         """
-        # The lists of a streamed batch lack the outcomes that the loop received; the counts include them.
         total = self.counts["failed"] + self.counts["unknown"]
         errors: list[PlaidRelayError] = [*(o.error for o in self.failed), *(o.error for o in self.unknown)]
         if total > len(errors):

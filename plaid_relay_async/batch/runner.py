@@ -106,11 +106,7 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     async def _run_to_result(self) -> ResultT:
         runner = self._start(streamed=False)
-        try:
-            await asyncio.wait([runner])
-        finally:
-            if not runner.done():
-                await self.sending.stop_and_drain(runner)
+        await self.sending.wait_or_drain(runner)
         self._raise_error()
         return self.result
 

@@ -96,6 +96,14 @@ class Sending:
         self.error = self.error or error
         self.stop(error)
 
+    async def wait_or_drain(self, runner: asyncio.Task[None]) -> None:
+        """Wait for the task that runs the calls; if this task is cancelled meanwhile, stop and drain."""
+        try:
+            await asyncio.wait([runner])
+        finally:
+            if not runner.done():
+                await self.stop_and_drain(runner)
+
     async def stop_and_drain(self, runner: asyncio.Task[None]) -> None:
         """Stop sending, and wait for the task that runs the calls, until the drain timeout cancels it."""
         self.stop(None)
@@ -114,10 +122,10 @@ class Sending:
         return error if count >= SHARED_ERROR_LIMIT else None
 
     def count_outcome(self, outcome: Any, error: PlaidRelayError | None) -> None:
-        """Stop, or stop the requests for a report, if all others would get the same error.
+        """Count an outcome, and stop sending after a few errors that every other request would get.
 
-        Sending also stops if the operation's pauses since the last accepted attempt exceed the retry policy's
-        `max_pause`.
+        Errors of one report stop only the requests for that report. Sending also stops if the operation's
+        pauses since the last accepted attempt exceed the retry policy's `max_pause`.
 
         Args:
             outcome: the outcome of a call.

@@ -61,9 +61,7 @@ from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.cli.survey import InputSurvey
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, __version__
-from plaid_relay_async.errors import (
-    ResponseDecodeError,
-)
+from plaid_relay_async.errors import ResponseDecodeError
 from plaid_relay_async.redaction import redact_words
 
 if TYPE_CHECKING:

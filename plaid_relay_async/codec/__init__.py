@@ -26,12 +26,7 @@ from plaid_relay_async.codec.endpoints import (
     Idempotency,
 )
 from plaid_relay_async.codec.records import encode_request, from_json, structure, to_json, unstructure
-from plaid_relay_async.codec.responses import (
-    RawResponse,
-    parse_retry_after,
-    read_response,
-    request_id_of,
-)
+from plaid_relay_async.codec.responses import RawResponse, parse_retry_after, read_response, request_id_of
 from plaid_relay_async.codec.unique_members import DuplicateMemberError, unique_members
 
 __all__ = [

@@ -15,18 +15,10 @@ from attrs import NOTHING, define, evolve, field, fields
 from plaid_relay_async import models
 from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
 from plaid_relay_async.codec.endpoints import Endpoint, Idempotency
-from plaid_relay_async.codec.records import (
-    DECODE_ERRORS,
-    decode_record,
-    describe_decode_error,
-)
+from plaid_relay_async.codec.records import DECODE_ERRORS, decode_record, describe_decode_error
 from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.error_codes import GATEWAY_ERROR, error_class_for
-from plaid_relay_async.errors import (
-    OutcomeUnknownError,
-    PlaidRelayError,
-    ResponseDecodeError,
-)
+from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError, ResponseDecodeError
 from plaid_relay_async.redaction import Hidden, redact_secrets
 
 if TYPE_CHECKING:

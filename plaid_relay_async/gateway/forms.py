@@ -39,7 +39,8 @@ def console_data() -> dict[str, Any]:
     - `operations`: see `_describe_operation`.
     - `next`: by the token in a response, the paths of the operations to offer next.
     - `problems`: what can be wrong with any identifier, text or URL.
-    - `quote`, `delimiter`: the characters that no URL, or no identifier, contains, as regular expressions.
+    - `quote`: a regular expression for the characters that no URL contains.
+    - `delimiter`: a regular expression for the characters that no identifier contains.
     - `errors`: the tables of `error_codes` about what an error proves, and whether other requests get it.
     """
     return {

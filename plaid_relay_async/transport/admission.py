@@ -134,8 +134,8 @@ class Admission:
         Raises:
             ClientClosedError: the client is closed, or was closed during the wait.
         """
-        self.session.get_exchange()
-        # Without a deadline of its own, it expires only when `end_waits` reschedules it.
+        self.session.get_exchange()  # raises if the client is closed
+        # It has no deadline, and expires only when `end_waits` reschedules it.
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -192,7 +192,7 @@ class Admission:
     def release(self, call: CallState[Any]) -> None:
         """Release the connection slot of an attempt that has ended."""
         self.session.slots.release()
-        # The throttle needn't know of the end of other attempts: most are never delayed.
+        # Only the end of a probe lets another attempt start, so the throttle needn't know of other ends.
         if call.ticket.is_probe:
             call.throttle.attempt_ended(call.now(), call.ticket)
 

@@ -18,19 +18,8 @@ from yarl import URL
 from plaid_relay_async import codec
 from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import (
-    PLAID_VERSION,
-    USER_AGENT,
-    RetryPolicy,
-    check_count,
-    check_type,
-)
-from plaid_relay_async.errors import (
-    ConfigurationError,
-    NotSentError,
-    PlaidRelayError,
-    ReadTimeoutError,
-)
+from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire
@@ -114,7 +103,7 @@ class Transport:
             request: the operation's request record.
             timeout: seconds for all attempts of the call; `None` means the client's `Timeouts.total`.
             retry: the retry policy; `None` means the client's.
-            gate: the gate of a batch; for its effect on the deadline and the attempts, see
+            gate: permits or forbids each attempt; for its effect on the deadline and the attempts, see
                 `AttemptGate.bulk`.
             body_writer: receives the body of a successful response as it arrives. The response then contains
                 only the start and the end of the body.
@@ -361,7 +350,7 @@ class Transport:
         response: RawResponse | None,
         problem: PlaidRelayError,
     ) -> None:
-        """Keep the result of an attempt that is being cancelled, or pass it to the batch."""
+        """Keep the result of an attempt that is being cancelled, or pass it to the gate."""
         if call.gate is None and call.endpoint.idempotency is Idempotency.SAFE:
             return
         result: Any = problem

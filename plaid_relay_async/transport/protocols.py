@@ -28,11 +28,11 @@ class RateLimiter(Protocol):
 
 
 class AttemptGate(Protocol):
-    """A batch's control over the attempts of one call.
+    """An object that permits or forbids each attempt of a call, in a batch or with a journal.
 
     The transport asks the gate before each attempt, and reports the attempt's end if a retry is planned or
-    the call is cancelled. So the batch knows whether it may cancel the call, or has to wait for an attempt in
-    flight.
+    the call is cancelled. So it is known at any moment whether the call may be cancelled, or has an attempt
+    in flight that must be waited for.
 
     Attributes:
         bulk: whether this is a bulk call. It lets interactive calls go first. Its waits for pauses and the

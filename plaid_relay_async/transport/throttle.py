@@ -181,7 +181,7 @@ class CircuitBreaker:
 _DECREASE_FACTOR = 0.92
 
 # Seconds. After a pause that is shorter than `_SHORT_PAUSE`, the new rate is at least this share of the
-# declined rate: a limit that is over so soon isn't far below it.
+# declined rate: a limit that permits attempts again so soon isn't far below it.
 _SHORT_PAUSE = 5.0
 _MAX_DECREASE = 0.5
 
@@ -204,7 +204,7 @@ _MEASUREMENT_MEMORY = 300.0
 # before say nothing about the limit.
 _IDLE_TIME = 5.0
 
-# An isolated 429 is no sign of a limit (see `Throttle._is_isolated`). There is a budget of them, of at most
+# An isolated 429 is no sign of a limit (see `AdaptiveRate.resume`). There is a budget of them, of at most
 # `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted attempt adds `_ISOLATED_SHARE`.
 _ISOLATED_SHARE = 0.03
 _MAX_ISOLATED = 10.0

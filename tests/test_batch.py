@@ -714,6 +714,20 @@ async def test_a_shared_error_stops_the_batch(plaid, client, body):
     assert len(list(rows)) == 1000 - len(result.failed) - len(result.not_attempted)
 
 
+async def test_the_cause_of_a_stop_is_in_the_result_at_once(plaid, client):
+    """Callbacks and the caller's loop see it while the batch still drains, and not only at its end."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_API_KEYS"}, times=3))
+    seen = []
+
+    def on_outcome(_: object) -> None:
+        seen.append(batch.result.stopped_by)
+
+    batch = client.relay.create_many(create_requests(plaid, 10), concurrency=1, on_outcome=on_outcome)
+    async with batch as outcomes:
+        errors = [outcome.error async for outcome in outcomes]
+    assert seen == [None, None, errors[2]]
+
+
 async def test_exhausted_credits_stop_the_batch(plaid, client):
     """A 429 that doesn't end by waiting stops the batch, too."""
     plaid.fail(Fault(path=CREATE, status=429, body={"error_code": "CREDITS_EXHAUSTED"}))

@@ -85,6 +85,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             DrainTracker() if drains is None else drains,
             operation.report_identity,
             self._reader,
+            self.result,
         )
         self._unread_outcomes: deque[OutcomeT] = deque()
         self._stream_changed = asyncio.Event()
@@ -171,7 +172,6 @@ class Batch(Generic[OutcomeT, ResultT]):
             # A done callback would run too late: a stream may see that the task is done before its callbacks
             # run.
             self.result.elapsed = self._now() - self._started_at
-            self.result.stopped_by = self.sending.stopped_by
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:

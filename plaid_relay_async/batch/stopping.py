@@ -14,6 +14,7 @@ from attrs import define, field
 
 from plaid_relay_async.batch.input import RequestReader
 from plaid_relay_async.batch.operations import digest_of
+from plaid_relay_async.batch.results import BatchResult
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
 from plaid_relay_async.certainty import reclassify
 from plaid_relay_async.error_codes import affects_all_requests, affects_report
@@ -51,9 +52,9 @@ class Sending:
         drains: counts the client's drains.
         report_identity: see `BatchOperation.report_identity`.
         reader: the input of the batch.
+        result: the result of the batch; its `stopped_by` is set as soon as sending stops.
         calls: the tasks that send, each with the call that it makes at the moment.
         stopped: whether no further attempt may start.
-        stopped_by: the error because of which sending stopped; `None` if the caller stopped it.
         error: an error of the input, the journal or a callback; it is raised once all calls have ended.
         reading_timer: ends the wait for an async input.
         report_errors: by a digest of the report, the number of its errors since a success, and the latest
@@ -64,9 +65,9 @@ class Sending:
     drains: DrainTracker = field(factory=DrainTracker)
     report_identity: tuple[str, ...] = ()
     reader: RequestReader | None = None
+    result: BatchResult[Any, Any] = field(factory=BatchResult)
     calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)
     stopped: bool = field(default=False, init=False)
-    stopped_by: BaseException | None = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
     reading_timer: asyncio.TimerHandle | None = field(default=None, init=False)
     report_errors: dict[bytes, tuple[int, PlaidRelayError]] = field(factory=dict, init=False)
@@ -82,7 +83,7 @@ class Sending:
             reason: the error because of which sending stops, or `None` if the caller stops it.
         """
         self.stopped = True
-        self.stopped_by = self.stopped_by or reason
+        self.result.stopped_by = self.result.stopped_by or reason
         for task, call in self.calls.items():
             if self.reader is not None and task is self.reader.reading_task:
                 self.reading_timer = self.reading_timer or task.get_loop().call_later(

@@ -9,9 +9,9 @@ from attrs import fields_dict
 
 from plaid_relay_async.certainty import certainty_of
 from plaid_relay_async.codec import ENDPOINTS
-from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
+from plaid_relay_async.error_codes import GATEWAY_ERROR, affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.errors import RequestValidationError
-from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS, ERROR_TYPE
+from plaid_relay_async.gateway.error_responses import CALLER_GONE, ERROR_REASONS
 
 OPERATIONS = "import('/console/operations.js').then((module) => module.OPERATIONS)"
 
@@ -125,7 +125,7 @@ async def test_errors_of_the_gateway_are_shown_in_its_words(module_page):
     """The page shows the message, and the advice unless the call is in doubt: then its own is more specific."""
     reasons = [each for each in ERROR_REASONS if each is not CALLER_GONE]
     responses = [
-        (each.status, ERROR_TYPE, each.code, f"message of {each.code}", f"advice on {each.code}")
+        (each.status, GATEWAY_ERROR, each.code, f"message of {each.code}", f"advice on {each.code}")
         for each in reasons
     ]
     explanations = await explain(module_page, "/credit/relay/create", responses)

@@ -325,21 +325,22 @@ def _parse_json(body: bytes | bytearray | str) -> Any:
     )
 
 
-def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
+def decode_record(source: Any, cls: type[T], parse: Callable[[Any], Any] = _parse_json) -> T:
     """Decode JSON to a record.
+
+    Args:
+        source: the JSON, or what else `parse` accepts.
+        cls: the record's class.
+        parse: returns the JSON as Python's dicts, lists and values.
 
     Raises:
         DECODE_ERRORS: the JSON is invalid; see `describe_decode_error`.
     """
-    return _parse_and_structure(lambda: _parse_json(body), cls)
-
-
-def _parse_and_structure(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
-        return _converter.structure(parse(), cls)
+        return _converter.structure(parse(source), cls)
     except (_StructureError, KeyError, TypeError, ValueError, ArithmeticError):
         # The fast converter has consumed the parsed lists, so the JSON is parsed again.
-        return _diagnostic_converter.structure(parse(), cls)
+        return _diagnostic_converter.structure(parse(source), cls)
 
 
 DECODE_ERRORS: Final = (_StructureError, ValueError, TypeError, ArithmeticError, RecursionError)
@@ -489,7 +490,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: the mapping isn't such a record; `path` is the place.
     """
     try:
-        return _parse_and_structure(lambda: _floats_to_decimals(plain), cls)
+        return decode_record(plain, cls, _floats_to_decimals)
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)

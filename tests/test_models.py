@@ -63,6 +63,11 @@ def test_an_invalid_create_request_names_its_field(arguments, problem):
     assert TOKEN not in repr(caught.value)
 
 
+def test_reports_of_different_types_can_be_shared_together():
+    """Plaid may relay other reports one day: a second token is accepted if it isn't an asset report's."""
+    assert RelayCreateRequest([TOKEN, "other-sandbox-1"], "p").report_tokens == (TOKEN, "other-sandbox-1")
+
+
 @pytest.mark.parametrize(
     ("create", "problem"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import field, frozen
@@ -47,7 +48,7 @@ class Endpoint(Generic[Q, R]):
     """
 
     path: str
-    # Functions, because the modules of many records are imported on first use.
+    # Functions, because the modules of many records are imported on first use. Each is called once.
     load_request_type: Callable[[], type[Q]] = field(repr=False)
     load_response_type: Callable[[], type[R]] = field(repr=False)
     idempotency: Idempotency
@@ -55,12 +56,12 @@ class Endpoint(Generic[Q, R]):
     slow: bool = False
     returns_report: bool = False
 
-    @property
+    @cached_property
     def request_type(self) -> type[Q]:
         """The class of its requests."""
         return self.load_request_type()
 
-    @property
+    @cached_property
     def response_type(self) -> type[R]:
         """The class of its responses."""
         return self.load_response_type()

@@ -46,21 +46,15 @@ def _parse_date(text: str) -> date:
     return date.fromisoformat(text)
 
 
-def _exact_type_hook(cls: type) -> Callable[[Any, Any], Any]:
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is not cls:
-            raise TypeError(f"expected {cls.__name__}")
-        return value
+def _scalar_hook(cls: type, *, nullable: bool = False) -> Callable[[Any, Any], Any]:
+    def structure_scalar(value: Any, _: Any) -> Any:
+        if type(value) is cls or (value is None and nullable):
+            return value
+        if cls is Decimal and type(value) is int:
+            return Decimal(value)
+        raise TypeError(f"expected {cls.__name__}")
 
-    return structure
-
-
-def _structure_decimal(value: Any, _: Any) -> Decimal:
-    if type(value) is Decimal:
-        return value
-    if type(value) is int:
-        return Decimal(value)
-    raise TypeError("expected a number")
+    return structure_scalar
 
 
 def _structure_date(value: Any, _: Any) -> date:
@@ -76,18 +70,15 @@ def _structure_datetime(value: Any, _: Any) -> datetime:
 
 def _optional_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
+    # Most of the values are scalars: one hook for value and null saves a call for each of them.
+    if inner in _SCALARS:
+        return _scalar_hook(inner, nullable=True)
     inner_hook = converter.get_structure_hook(inner)
 
     def structure(value: Any, _: Any) -> Any:
         return None if value is None else inner_hook(value, inner)
 
-    # A separate function for scalars, which are most of the values: it saves a call for each of them.
-    def structure_scalar(value: Any, _: Any) -> Any:
-        if value is None or type(value) is inner:
-            return value
-        return inner_hook(value, inner)
-
-    return structure_scalar if inner in _SCALARS else structure
+    return structure
 
 
 def _tuple_hook(
@@ -126,9 +117,13 @@ def plaid_field_names(cls: type) -> frozenset[str]:
     )
 
 
+def _keeps_unknown(cls: type) -> bool:
+    return any(a.name == "additional_properties" for a in fields(cls))
+
+
 def _record_hook(cls: Any, converter: cattrs.Converter, *, with_paths: bool) -> Callable[[Any, Any], Any]:
     field_names = plaid_field_names(cls)
-    keeps_unknown = any(a.name == "additional_properties" for a in fields(cls))
+    keeps_unknown = _keeps_unknown(cls)
     target = cls if with_paths else _mutable_twin(cls)
     omitted = {a.name: override(omit=True) for a in fields(cls) if a.name not in field_names}
     base: Callable[[Any, Any], Any] = (
@@ -250,9 +245,11 @@ def _unstructure_record_hook(cls: Any, converter: cattrs.Converter) -> Callable[
         if a.name not in field_names or _omitted_if_default(a)
     }
     base = make_dict_unstructure_fn(cls, converter, **overrides)  # type: ignore[arg-type]  # each value is an override
+    if not _keeps_unknown(cls):
+        return base
 
     def unstructure(record: Any) -> dict[str, Any]:
-        return {**base(record), **getattr(record, "additional_properties", {})}
+        return {**base(record), **record.additional_properties}
 
     return unstructure
 
@@ -271,9 +268,8 @@ _SCALARS: Final = (str, int, bool, Decimal)
 def _make_converter(*, with_paths: bool) -> cattrs.Converter:
     # Detailed validation would collect an error for each invalid value, and there may be a million of them.
     converter = cattrs.Converter(detailed_validation=False, unstruct_collection_overrides={tuple: list})
-    for cls in (str, int, bool):
-        converter.register_structure_hook(cls, _exact_type_hook(cls))
-    converter.register_structure_hook(Decimal, _structure_decimal)
+    for cls in _SCALARS:
+        converter.register_structure_hook(cls, _scalar_hook(cls))
     converter.register_structure_hook(date, _structure_date)
     converter.register_structure_hook(datetime, _structure_datetime)
     converter.register_unstructure_hook(date, date.isoformat)
@@ -329,21 +325,22 @@ def _parse_json(body: bytes | bytearray | str) -> Any:
     )
 
 
-def decode_record(body: bytes | bytearray | str, cls: type[T]) -> T:
+def decode_record(source: Any, cls: type[T], parse: Callable[[Any], Any] = _parse_json) -> T:
     """Decode JSON to a record.
+
+    Args:
+        source: the JSON, or what else `parse` accepts.
+        cls: the record's class.
+        parse: returns the JSON as Python's dicts, lists and values.
 
     Raises:
         DECODE_ERRORS: the JSON is invalid; see `describe_decode_error`.
     """
-    return _parse_and_structure(lambda: _parse_json(body), cls)
-
-
-def _parse_and_structure(parse: Callable[[], Any], cls: type[T]) -> T:
     try:
-        return _converter.structure(parse(), cls)
+        return _converter.structure(parse(source), cls)
     except (_StructureError, KeyError, TypeError, ValueError, ArithmeticError):
         # The fast converter has consumed the parsed lists, so the JSON is parsed again.
-        return _diagnostic_converter.structure(parse(), cls)
+        return _diagnostic_converter.structure(parse(source), cls)
 
 
 DECODE_ERRORS: Final = (_StructureError, ValueError, TypeError, ArithmeticError, RecursionError)
@@ -493,7 +490,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
         ResponseDecodeError: the mapping isn't such a record; `path` is the place.
     """
     try:
-        return _parse_and_structure(lambda: _floats_to_decimals(plain), cls)
+        return decode_record(plain, cls, _floats_to_decimals)
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)

@@ -72,39 +72,31 @@ def read_response(
     """
     if not 200 <= response.status < 300:
         raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
+    is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
     try:
-        return _read_success(endpoint, response)
-    except (ResponseDecodeError, OutcomeUnknownError) as error:
-        # The request ID comes from the server as well, which might quote a secret in it.
-        error.request_id = _redact(error.request_id, _secrets_of_request(request, secret))
-        raise
-
-
-def _read_success(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
-    if endpoint.idempotency is Idempotency.NON_IDEMPOTENT:
-        return _read_non_idempotent(endpoint, response)
-    if response.body_error is not None:
-        raise response.body_error
-    return _decode_body(endpoint, response)
-
-
-def _read_non_idempotent(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
-    try:
+        # The body of a non-idempotent request is read even if it broke off: the token in it may be complete.
+        if response.body_error is not None and is_repeatable:
+            raise response.body_error
         return _decode_body(endpoint, response)
     except ResponseDecodeError as error:
+        # The request ID comes from the server as well, which might quote a secret in it.
+        error.request_id = _redact(error.request_id, _secrets_of_request(request, secret))
+        if is_repeatable:
+            raise
         # If the body broke off, that is the cause, and the decode error only a consequence.
         problem = (
             f"is incomplete: {response.body_error.args[0]}"
             if response.body_error
             else f"can't be read: {error.args[0]}"
         )
+        request_id = error.request_id
     recovered = _recover_token(endpoint, response.body)
     if recovered is not None:
         return recovered
     raise OutcomeUnknownError(
         f"Plaid answered {response.status}, and the response {problem}",
         status=response.status,
-        request_id=_find_string("request_id", response.body),
+        request_id=request_id,
         body=Hidden(bytes(response.body)),
     )
 
@@ -145,7 +137,9 @@ def _decode_body(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error)
     else:
-        return _with_raw(record, response)
+        if hasattr(record, "raw"):
+            return evolve(record, raw=Hidden(bytes(response.body)))  # type: ignore[misc]  # only AssetReportGetResponse has it
+        return record
     raise ResponseDecodeError(
         f"{problem} at {path}",
         path=path,
@@ -153,12 +147,6 @@ def _decode_body(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
         request_id=_find_string("request_id", response.body),
         body=Hidden(bytes(response.body)),
     )
-
-
-def _with_raw(record: R, response: RawResponse) -> R:
-    if not hasattr(record, "raw"):
-        return record
-    return evolve(record, raw=Hidden(bytes(response.body)))  # type: ignore[misc]  # only AssetReportGetResponse has it
 
 
 def _read_pdf(response: RawResponse) -> models.PdfResponse:

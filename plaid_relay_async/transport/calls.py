@@ -25,6 +25,7 @@ from plaid_relay_async.config import (
     check_count,
     check_type,
 )
+from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import (
     ConfigurationError,
     NotSentError,
@@ -307,7 +308,7 @@ class Transport:
             idempotency=endpoint.idempotency,
             connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=self._session.deadline_timer.create_deadline(call.deadline),
+            deadline=Deadline(self._session.deadline_timer, call.deadline),
             max_bytes=self._max_response_bytes
             if endpoint.returns_report
             else min(self._max_response_bytes, wire.MAX_SHORT_RESPONSE_BYTES),

@@ -20,27 +20,24 @@ GRACE_ITERATIONS: Final = 20
 
 
 class DeadlineTimer:
-    """Cancels the tasks whose deadlines have passed, with one event loop timer for all deadlines."""
+    """Cancels the tasks whose deadlines have passed, with one event loop timer for all deadlines.
+
+    Attributes:
+        active: the deadlines that have been entered and not left.
+        closed: whether the timer stops as soon as no deadline is active.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._deadlines: set[Deadline] = set()
+        self.active: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
-        self._closed = False
-
-    def create_deadline(self, deadline: float | None = None) -> Deadline:
-        """Return a deadline for a task.
-
-        Args:
-            deadline: the time by the event loop's clock at which it expires; `None` for no limit.
-        """
-        return Deadline(self, math.inf if deadline is None else deadline)
+        self.closed = False
 
     def close(self) -> None:
         """Stop the timer as soon as no deadline is active. Active deadlines still expire."""
-        self._closed = True
-        if not self._deadlines:
+        self.closed = True
+        if not self.active:
             self._cancel_timer()
 
     def _cancel_timer(self) -> None:
@@ -48,19 +45,8 @@ class DeadlineTimer:
             self._timer.cancel()
         self._timer, self._timer_due = None, math.inf
 
-    def add(self, deadline: Deadline) -> None:
-        """Start to check a deadline."""
-        self._deadlines.add(deadline)
-        self.check_by(deadline.expires_at)
-
-    def discard(self, deadline: Deadline) -> None:
-        """Stop checking a deadline."""
-        self._deadlines.discard(deadline)
-        if self._closed:
-            self.close()
-
     def check_by(self, when: float) -> None:
-        """Check the deadlines at this time at the latest, by the event loop's clock."""
+        """Check the active deadlines at this time at the latest, by the event loop's clock."""
         if when < self._timer_due:
             self._cancel_timer()
             self._timer_due = when
@@ -68,11 +54,11 @@ class DeadlineTimer:
 
     def _check_expired(self) -> None:
         self._timer_due, now = math.inf, self.loop.time()
-        due_deadlines = [deadline for deadline in self._deadlines if deadline.expires_at <= now]
+        due_deadlines = [deadline for deadline in self.active if deadline.expires_at <= now]
         self._expire_after_iterations(due_deadlines, GRACE_ITERATIONS)
         self.check_by(
             min(
-                (deadline.expires_at for deadline in self._deadlines.difference(due_deadlines)),
+                (deadline.expires_at for deadline in self.active.difference(due_deadlines)),
                 default=math.inf,
             )
         )
@@ -86,7 +72,7 @@ class DeadlineTimer:
 
     def _expire(self, due_deadlines: list[Deadline]) -> None:
         now = self.loop.time()
-        for deadline in self._deadlines.intersection(due_deadlines):
+        for deadline in self.active.intersection(due_deadlines):
             # What was processed meanwhile may have ended the attempt, or postponed its deadline.
             if deadline.expires_at <= now:
                 deadline.expire()
@@ -99,15 +85,19 @@ class Deadline:
 
     Entering it after that point raises the TimeoutError immediately.
 
+    Args:
+        timer: the timer that checks it.
+        deadline: the time by the event loop's clock at which it expires; `None` for no limit.
+
     Attributes:
         expires_at: the time at which it expires, by the event loop's clock.
     """
 
     __slots__ = ("_cancelling", "_expired", "_final_deadline", "_task", "_timer", "expires_at")
 
-    def __init__(self, timer: DeadlineTimer, deadline: float) -> None:
+    def __init__(self, timer: DeadlineTimer, deadline: float | None = None) -> None:
         self._timer = timer
-        self._final_deadline = self.expires_at = deadline
+        self._final_deadline = self.expires_at = math.inf if deadline is None else deadline
         self._expired = False
 
     @property
@@ -141,13 +131,16 @@ class Deadline:
         self._task, self._cancelling = task, task.cancelling()
         if self._timer.loop.time() >= self.expires_at:
             raise TimeoutError
-        self._timer.add(self)
+        self._timer.active.add(self)
+        self._timer.check_by(self.expires_at)
         return self
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._timer.discard(self)
+        self._timer.active.discard(self)
+        if self._timer.closed:
+            self._timer.close()
         # As in asyncio.timeout: a cancellation that comes from elsewhere stays a cancellation.
         if self._expired and self._task.uncancel() <= self._cancelling and cls is asyncio.CancelledError:
             raise TimeoutError from error

@@ -20,6 +20,7 @@ import select
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import aiohttp
@@ -116,19 +117,19 @@ _OPENSSL_REASON: Final = re.compile(r"\[SSL: (\w+)\]")
 
 # For each connection that has been used: the function that checks it for unread bytes. A connection without
 # an entry is new.
-_unread_checks: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], bool]] = (
+_unread_checks: weakref.WeakKeyDictionary[asyncio.BaseProtocol, Callable[[], object]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def unread_check(transport: asyncio.Transport) -> Callable[[], bool]:
-    """Return a function that checks whether the socket has unread bytes, or the end of its input."""
+def unread_check(transport: asyncio.Transport) -> Callable[[], object]:
+    """Return a function whose result is true if the socket has unread bytes, or the end of its input."""
     socket = transport.get_extra_info("socket")
     if not hasattr(select, "poll"):  # pragma: no cover  # Windows
-        return lambda: bool(select.select([socket], [], [], 0)[0])
+        return lambda: select.select([socket], [], [], 0)[0]
     poll = select.poll()
     poll.register(socket, select.POLLIN)
-    return lambda: bool(poll.poll(0))
+    return partial(poll.poll, 0)  # a list of events
 
 
 @define(eq=False)
@@ -225,13 +226,8 @@ class RequestBody:
         # A closed connection has no bytes, and the file descriptor of its socket may belong to another one by
         # now.
         return self._iterations <= _MIN_ITERATIONS or (
-            self._protocol.is_connected() and _unread_checks[self._protocol]()
+            self._protocol.is_connected() and bool(_unread_checks[self._protocol]())
         )
-
-    def raise_cancellation(self) -> None:
-        """Raise the deferred cancellation, if there is one: everything that had arrived is processed."""
-        if self.cancellation_args is not None:
-            raise asyncio.CancelledError(*self.cancellation_args) from None
 
 
 async def finish_handshake() -> None:
@@ -355,14 +351,10 @@ class SessionExchange:
 
 
 class _CachedKeyRequest(aiohttp.ClientRequest):
-    _key: ConnectionKey | None = None
-
     # aiohttp computes the key each time that a request is sent; this class does it once.
-    @property
+    @cached_property
     def connection_key(self) -> ConnectionKey:
-        if self._key is None:
-            self._key = super().connection_key
-        return self._key
+        return super().connection_key
 
 
 @frozen
@@ -432,7 +424,7 @@ class DirectExchange:
         except BaseException:
             connection.close()  # a response that may still arrive must not be read by another request
             raise
-        content.on_eof(lambda: _release_connection(connection))
+        content.on_eof(partial(_release_connection, connection))
         return _DirectResponse(message.code, message.headers, content, connection)
 
 

@@ -177,7 +177,7 @@ class SessionManager:
     def start_closing(self) -> bool:
         """Reject new calls, and return whether there is something to close."""
         # In a forked child, the connections belong to the parent process, so the child closes nothing.
-        if self._state is SessionState.OPEN and not self._is_forked:
+        if self._state is SessionState.OPEN and self._fork_count_at_open == _fork_count:
             self._state = SessionState.CLOSING
         elif self._state is not SessionState.CLOSING:
             self._state = SessionState.CLOSED
@@ -201,12 +201,6 @@ class SessionManager:
         return self._connections
 
     @property
-    def _is_forked(self) -> bool:
-        # The sockets are shared with the parent process: bytes that the child sends would disturb its
-        # requests.
-        return self._fork_count_at_open != _fork_count
-
-    @property
     def is_open(self) -> bool:
         """Whether calls may start."""
         return self._state is SessionState.OPEN
@@ -218,7 +212,9 @@ class SessionManager:
             ClientClosedError: it isn't open, or it was opened in another event loop or process.
         """
         self.get_exchange()
-        if self._is_forked:
+        # The sockets are shared with the parent process: bytes that the child sends would disturb its
+        # requests.
+        if self._fork_count_at_open != _fork_count:
             raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
@@ -236,7 +232,8 @@ class SessionManager:
         return self._exchange
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is SessionState.OPEN and self._owned and not self._is_forked:
+        is_open = getattr(self, "_state", None) is SessionState.OPEN
+        if is_open and self._owned and self._fork_count_at_open == _fork_count:
             warnings.warn(
                 "a RelayClient was never closed: use `async with`, or await its close()",
                 ResourceWarning,

@@ -70,6 +70,7 @@ MAP = {
                 "config",
                 "models",
                 "codec",
+                "deadlines",
                 "exchange",
                 "session",
                 "transport",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_clock import run_virtually
 
-from plaid_relay_async.deadlines import DeadlineTimer
+from plaid_relay_async.deadlines import Deadline, DeadlineTimer
 
 
 def create_timer() -> DeadlineTimer:
@@ -20,7 +20,7 @@ def create_timer() -> DeadlineTimer:
 async def test_a_task_that_exceeds_its_deadline_gets_a_timeout_error():
     """As with asyncio.timeout, the error is a TimeoutError, and the task isn't left as cancelled."""
     timer = create_timer()
-    with pytest.raises(TimeoutError), timer.create_deadline(timer.loop.time() + 0.01):
+    with pytest.raises(TimeoutError), Deadline(timer, timer.loop.time() + 0.01):
         await asyncio.sleep(10)
     assert asyncio.current_task().cancelling() == 0
 
@@ -28,7 +28,7 @@ async def test_a_task_that_exceeds_its_deadline_gets_a_timeout_error():
 async def test_an_expired_deadline_cannot_be_entered():
     """Entering it raises a TimeoutError before the body runs."""
     timer, done = create_timer(), []
-    with pytest.raises(TimeoutError), timer.create_deadline(timer.loop.time()):
+    with pytest.raises(TimeoutError), Deadline(timer, timer.loop.time()):
         done.append(1)
     assert done == []
 
@@ -37,7 +37,7 @@ async def test_an_expired_deadline_cannot_be_entered():
 async def test_another_cancellation_is_not_turned_into_a_timeout(late):
     """This also holds if the deadline expires in the same iteration of the event loop."""
     timer = create_timer()
-    deadline = timer.create_deadline()
+    deadline = Deadline(timer)
 
     async def work() -> None:
         with deadline:
@@ -55,7 +55,7 @@ async def test_another_cancellation_is_not_turned_into_a_timeout(late):
 async def test_an_error_of_the_body_is_not_replaced():
     """An error that the body raises after the deadline has expired is raised unchanged."""
     timer = create_timer()
-    with pytest.raises(ValueError, match="mine"), timer.create_deadline(timer.loop.time() + 0.01):
+    with pytest.raises(ValueError, match="mine"), Deadline(timer, timer.loop.time() + 0.01):
         try:
             await asyncio.sleep(10)
         finally:
@@ -69,7 +69,7 @@ async def test_a_deadline_can_be_postponed_at_the_last_moment():
     timer = create_timer()
     started_at = timer.loop.time()
     timer.loop.call_at(started_at + 0.01, time.sleep, 0.05)
-    with pytest.raises(TimeoutError), timer.create_deadline(started_at + 60) as deadline:
+    with pytest.raises(TimeoutError), Deadline(timer, started_at + 60) as deadline:
         deadline.set_timeout(0.02)
         timer.loop.call_at(started_at + 0.03, deadline.set_timeout, 0.1)
         await asyncio.sleep(10)
@@ -91,7 +91,7 @@ def test_each_deadline_expires_at_its_own_time(tasks):
     ) -> tuple[float, bool]:
         started_at, due = timer.loop.time(), float(first_timeout)
         try:
-            with timer.create_deadline(started_at + 1_000) as deadline:
+            with Deadline(timer, started_at + 1_000) as deadline:
                 deadline.set_timeout(first_timeout)
                 for seconds, timeout in steps:
                     await asyncio.sleep(seconds + 0.5)
@@ -126,7 +126,7 @@ def test_all_deadlines_share_one_timer():
         timer = create_timer()
 
         async def work() -> None:
-            with timer.create_deadline(loop.time() + 60) as deadline:
+            with Deadline(timer, loop.time() + 60) as deadline:
                 await asyncio.sleep(0)
                 deadline.set_timeout(120)
 
@@ -144,7 +144,7 @@ async def test_a_closed_timer_applies_active_deadlines_and_then_stops(closed):
     timer = create_timer()
 
     async def work() -> None:
-        with timer.create_deadline(timer.loop.time() + 60) as deadline:
+        with Deadline(timer, timer.loop.time() + 60) as deadline:
             deadline.set_timeout(0.01 if closed == "before" else 60)
             await asyncio.sleep(30 if closed == "before" else 0)
 

@@ -212,7 +212,7 @@ def abort_if_disconnected(handler: web.RequestHandler) -> bool:
 
 def _has_unread_data(transport: asyncio.Transport) -> bool:
     """Return whether bytes have arrived that the event loop has not read yet."""
-    return not transport.is_closing() and unread_check(transport)()
+    return not transport.is_closing() and bool(unread_check(transport)())
 
 
 class Listener(web.Server):

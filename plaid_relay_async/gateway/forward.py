@@ -16,6 +16,7 @@ from attrs import define
 
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
+from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, ConnectionLostError, NotSentError, ReadTimeoutError
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.audit import AuditRecord
@@ -275,7 +276,7 @@ class Upstream:
             idempotency=Idempotency.SAFE,
             connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=self._session.deadline_timer.create_deadline(None if total is None else now + total),
+            deadline=Deadline(self._session.deadline_timer, None if total is None else now + total),
             max_bytes=MAX_RESPONSE_BYTES,
             body_writer=downstream,
             on_interrupted=_ignore_interruption,

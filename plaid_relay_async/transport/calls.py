@@ -19,6 +19,7 @@ from plaid_relay_async import codec
 from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
 from plaid_relay_async.redaction import Hidden
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import Timeouts
-    from plaid_relay_async.exchange import Exchange
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
     from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
@@ -118,7 +118,11 @@ class Transport:
         now = self._session.now
         started = now()
         deadline = None if total is None else started + total
-        reserve = self._response_reserve(endpoint, total)
+        reserve = 0.0
+        if total is not None and endpoint.idempotency is Idempotency.NON_IDEMPOTENT:
+            # A creation that is sent shortly before its deadline would probably end in doubt, so part of the
+            # time is reserved for the response: at most half of it, so that a short one allows an attempt.
+            reserve = min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
         throttle = self.throttles[endpoint.path]
         call = CallState(endpoint, request, policy, throttle, now, gate, body_writer, deadline, reserve)
         outcome = "cancelled"
@@ -159,14 +163,6 @@ class Transport:
         finally:
             del result, cancellation  # their tracebacks hold this frame, so they would form a reference cycle
 
-    def _response_reserve(self, endpoint: Endpoint[Any, Any], total: float | None) -> float:
-        # A creation that is sent shortly before its deadline would probably end in doubt, so part of the time
-        # is reserved for the response.
-        if total is None or endpoint.idempotency is not Idempotency.NON_IDEMPOTENT:
-            return 0.0
-        # At most half of the timeout, so that a short timeout still allows an attempt.
-        return min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
-
     def resolve_settings(
         self, timeout: float | None, retry: RetryPolicy | None
     ) -> tuple[float | None, RetryPolicy]:
@@ -175,9 +171,10 @@ class Transport:
         Raises:
             ConfigurationError: one of them is invalid.
         """
-        policy = self._retry if retry is None else retry
-        check_type("retry", policy, RetryPolicy)
-        return self._timeouts.with_total(timeout).total, policy
+        if retry is not None:
+            check_type("retry", retry, RetryPolicy)
+        total = self._timeouts.total if timeout is None else self._timeouts.with_total(timeout).total
+        return total, self._retry if retry is None else retry
 
     async def client_id(self, timeout: float | None) -> str | None:  # noqa: ASYNC109  # as in `call`
         """Return the client ID, or `None` if a gateway adds it.
@@ -250,20 +247,12 @@ class Transport:
             self._admission.wait_scopes.discard(call.wait_scope)
             call.wait_scope.reschedule(None)
         attempts_before = call.attempts
+        result: R | PlaidRelayError
         try:
             authentication = await self._admission.admit(call)
             try:
                 if call.gate is not None:
-                    send_deadline = math.inf if call.send_deadline is None else call.send_deadline
-                    # A journal may take long to record the intent. If the send deadline passes during that
-                    # wait, the attempt isn't sent. If it had passed before, the journal isn't the cause, and
-                    # the attempt is sent, as it would be without a gate.
-                    was_in_time = call.now() < send_deadline
-                    await call.gate.start_attempt()
-                    if was_in_time and call.now() >= send_deadline:
-                        raise NotSentError(
-                            "the journal took so long that too little time was left for a response"
-                        )
+                    await _wait_for_gate(call, call.gate)
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
@@ -275,38 +264,40 @@ class Transport:
             in_thread = (
                 len(raw_response.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
             )
-            response = await _decode_in_thread(decode, call.deadline) if in_thread else decode()
+            result = await _decode_in_thread(decode, call.deadline) if in_thread else decode()
+            certainty = Certainty.DEFINITIVE
         except PlaidRelayError as error:
-            error_of_attempt = error
+            result, certainty = error, certainty_of(error)
         except BaseException:
             if call.attempts > attempts_before:
                 self._counters.attempts["cancelled"] += 1
             raise
-        else:
-            self._count_attempt(call, Certainty.DEFINITIVE)
-            return response
-        certainty = certainty_of(error_of_attempt)
         # Without an HTTP request the error is that of the admission, the gate or the encoding.
         if call.attempts > attempts_before:
-            self._count_attempt(call, certainty)
-        return self._retries.retry_or_raise(call, error_of_attempt, certainty)
-
-    def _count_attempt(self, call: CallState[Any], certainty: Certainty) -> None:
-        self._counters.attempts[certainty.value] += 1
-        call.sent |= certainty is not Certainty.NOT_SENT
-        # Only a definitive response shows that the server accepted the attempt.
-        if certainty is Certainty.DEFINITIVE:
-            call.throttle.record_accepted(call.now(), call.ticket)
+            self._counters.attempts[certainty.value] += 1
+            call.sent |= certainty is not Certainty.NOT_SENT
+            # Only a definitive response shows that the server accepted the attempt.
+            if certainty is Certainty.DEFINITIVE:
+                call.throttle.record_accepted(call.now(), call.ticket)
+        if isinstance(result, PlaidRelayError):
+            return self._retries.retry_or_raise(call, result, certainty)
+        return result
 
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         exchange, endpoint = self._session.get_exchange(), call.endpoint
+        # Prepared once, and reused for all requests of the operation with the same credentials.
+        if endpoint.path not in authentication.prepared_requests:
+            authentication.prepared_requests[endpoint.path] = exchange.prepare(
+                self._base_url + endpoint.path,
+                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
+            )
         attempt = wire.Attempt(
-            prepared_request=self._prepare_request(exchange, endpoint, authentication),
+            prepared_request=authentication.prepared_requests[endpoint.path],
             body=Hidden(codec.encode_request(call.request, authentication.fields)),
             idempotency=endpoint.idempotency,
             connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=self._session.deadline_timer.create_deadline(call.deadline),
+            deadline=Deadline(self._session.deadline_timer, call.deadline),
             max_bytes=self._max_response_bytes
             if endpoint.returns_report
             else min(self._max_response_bytes, wire.MAX_SHORT_RESPONSE_BYTES),
@@ -332,17 +323,6 @@ class Transport:
         finally:
             self._counters.in_flight -= 1
 
-    def _prepare_request(
-        self, exchange: Exchange, endpoint: Endpoint[Any, Any], authentication: Authentication
-    ) -> Any:
-        # Prepared once, and reused for all requests of the operation with the same credentials.
-        if endpoint.path not in authentication.prepared_requests:
-            authentication.prepared_requests[endpoint.path] = exchange.prepare(
-                self._base_url + endpoint.path,
-                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
-            )
-        return authentication.prepared_requests[endpoint.path]
-
     def _attempt_interrupted(
         self,
         call: CallState[Any],
@@ -366,6 +346,17 @@ class Transport:
         # An attempt that was not sent adds nothing to what is known about the call.
         elif not isinstance(result, NotSentError):
             call.last_result, call.sent = result, True
+
+
+async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:
+    # A journal may take long to record the intent. If the send deadline passes during that wait, the attempt
+    # isn't sent. If it had passed before, the journal isn't the cause, and the attempt is sent, as it would
+    # be without a gate.
+    send_deadline = math.inf if call.send_deadline is None else call.send_deadline
+    was_in_time = call.now() < send_deadline
+    await gate.start_attempt()
+    if was_in_time and call.now() >= send_deadline:
+        raise NotSentError("the journal took so long that too little time was left for a response")
 
 
 async def _decode_in_thread(decode: Callable[[], R], deadline: float | None) -> R:

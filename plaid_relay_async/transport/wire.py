@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
@@ -94,7 +95,9 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
                 complete = True
                 return raw_response
             finally:
-                body.raise_cancellation()  # a cancellation that was deferred, whatever the response was
+                # All that had arrived is processed: raise the deferred cancellation, whatever the response.
+                if body.cancellation_args is not None:
+                    raise asyncio.CancelledError(*body.cancellation_args) from None
     except BaseException as error:
         # A rejected TLS handshake proves that the server read no request, even if bytes of it were written.
         sent = body.sent and not (raw_response is None and body.was_rejected(error))

@@ -20,7 +20,7 @@ import select
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import aiohttp
@@ -351,14 +351,11 @@ class SessionExchange:
 
 
 class _CachedKeyRequest(aiohttp.ClientRequest):
-    _key: ConnectionKey | None = None
-
-    # aiohttp computes the key each time that a request is sent; this class does it once.
-    @property
-    def connection_key(self) -> ConnectionKey:
-        if self._key is None:
-            self._key = super().connection_key
-        return self._key
+    # aiohttp computes the key each time that a request is sent; this class does it once. A request is never
+    # changed after it was prepared.
+    @cached_property
+    def connection_key(self) -> ConnectionKey:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return super().connection_key
 
 
 @frozen

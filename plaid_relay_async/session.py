@@ -215,7 +215,7 @@ class SessionManager:
         """
         if self._state is not SessionState.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")
-        if self._session.closed:
+        if not self._owned and self._session.closed:
             raise ClientClosedError("the aiohttp session that this client borrowed has been closed")
         # The sockets are shared with the parent process: bytes that the child sends would disturb its
         # requests.

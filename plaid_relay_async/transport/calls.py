@@ -354,9 +354,9 @@ async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:
     # A journal may take long to record the intent. If the send deadline passes during that wait, the attempt
     # isn't sent. If it had passed before, the journal isn't the cause, and the attempt is sent, as it would
     # be without a gate.
-    was_in_time = call.remaining > 0
+    was_in_time = call.now() < call.send_deadline
     await gate.start_attempt()
-    if was_in_time and call.remaining <= 0:
+    if was_in_time and call.now() >= call.send_deadline:
         raise NotSentError("the journal took so long that too little time was left for a response")
 
 

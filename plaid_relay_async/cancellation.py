@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from attrs import define, field
 
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
 T = TypeVar("T")
@@ -67,55 +66,25 @@ async def run_to_completion(work: Callable[[], Awaitable[T]]) -> T:
     return future.result()
 
 
-class ShieldedFuture:
-    """A future-like object that is done when another future is. Cancelling it doesn't cancel that future.
+def wait_shielded(future: asyncio.Future[Any] | None) -> Generator[Any, None, None]:
+    """Wait in a task until a future is done; `None` lets other tasks run, and continues afterwards.
 
-    `asyncio.shield` does the same with another future, which takes one more iteration of the event loop. This
-    object doesn't pass on the result of the other future: the code that awaits that future retrieves it.
+    A cancellation of the task ends the wait and doesn't reach the future. `asyncio.shield` also passes on the
+    result; here the code that awaits the future retrieves it.
     """
+    if future is None:
+        yield
+        return
+    future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
+    waiter = future.get_loop().create_future()
+    future.add_done_callback(partial(_end_wait, waiter))
+    del future  # a traceback with locals would show it with its error, which may quote the request
+    yield from waiter
 
-    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future", "done", "get_loop")
-    _asyncio_future_blocking: bool  # by this attribute, a task recognizes what it can wait for
-    done: Callable[[], bool]
-    get_loop: Callable[[], asyncio.AbstractEventLoop]
 
-    def __init__(self, future: asyncio.Future[Any] | ShieldedFuture) -> None:
-        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
-        self._asyncio_future_blocking = True
-        self._future = future
-        self.done, self.get_loop = future.done, future.get_loop
-        self._callbacks: dict[Callable[[Any], object], tuple[Callable[[Any], object], Any]] = {}
-        self._cancelled: asyncio.CancelledError | None = None
-
-    def add_done_callback(
-        self, function: Callable[[Any], object], *, context: contextvars.Context | None = None
-    ) -> None:
-        """Call a function once the other future is done, or this object is cancelled."""
-        callback = partial(self._run_callback, function)
-        self._callbacks[function] = callback, context
-        self._future.add_done_callback(callback, context=context)
-
-    def remove_done_callback(self, function: Callable[[Any], object]) -> int:
-        """Remove a callback, and return the number of times that it was registered."""
-        callback, _ = self._callbacks.pop(function, (function, None))
-        return self._future.remove_done_callback(callback)
-
-    def cancel(self, msg: object = None) -> bool:
-        """Cancel this object and not the other future; return whether a callback was waiting for it."""
-        waiting = dict(self._callbacks)
-        removed = [waiting[function] for function in waiting if self.remove_done_callback(function)]
-        self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
-        for callback, context in removed:
-            self.get_loop().call_soon(callback, None, context=context)
-        return bool(removed)
-
-    def result(self) -> None:
-        """Raise the cancellation, if this object was cancelled."""
-        if self._cancelled is not None:
-            raise self._cancelled
-
-    def _run_callback(self, function: Callable[[Any], object], _: object) -> None:
-        function(self)
+def _end_wait(waiter: asyncio.Future[None], _: object) -> None:
+    if not waiter.done():  # otherwise it was cancelled
+        waiter.set_result(None)
 
 
 class DrainTracker:
@@ -200,7 +169,8 @@ class Draining(Generic[T]):
                     error = yield from self._wait_on(awaited, None)
                     continue
                 try:
-                    error = yield awaited and ShieldedFuture(awaited)  # a task sends None: no error
+                    yield from wait_shielded(awaited)
+                    error = None
                 except asyncio.CancelledError as cancelled:
                     error = yield from self._wait_on(awaited, cancelled)
         except StopIteration as stop:
@@ -223,7 +193,7 @@ class Draining(Generic[T]):
                 return None
             try:
                 with shield_from_anyio():
-                    yield awaited and ShieldedFuture(awaited)
+                    yield from wait_shielded(awaited)
             except asyncio.CancelledError as another:
                 error = another
             else:
@@ -236,7 +206,7 @@ class Draining(Generic[T]):
         # A future is cancelled immediately; a task may take some iterations of the event loop.
         while not awaited.done():
             with shield_from_anyio(), contextlib.suppress(asyncio.CancelledError):
-                yield ShieldedFuture(awaited)
+                yield from wait_shielded(awaited)
         return None
 
     def _defer(self, error: asyncio.CancelledError) -> bool:

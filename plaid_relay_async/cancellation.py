@@ -77,9 +77,13 @@ def wait_shielded(future: asyncio.Future[Any] | None) -> Generator[Any, None, No
         return
     future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
     waiter = future.get_loop().create_future()
-    future.add_done_callback(partial(_end_wait, waiter))
-    del future  # a traceback with locals would show it with its error, which may quote the request
-    yield from waiter
+    end_wait = partial(_end_wait, waiter)
+    future.add_done_callback(end_wait)
+    try:
+        yield from waiter
+    finally:
+        future.remove_done_callback(end_wait)
+        del future  # a traceback with locals would show it with its error, which may quote the request
 
 
 def _end_wait(waiter: asyncio.Future[None], _: object) -> None:
@@ -146,7 +150,7 @@ class Draining(Generic[T]):
     _seconds: float
     _drains: DrainTracker
     deferred_cancellation: asyncio.CancelledError | None = field(default=None, init=False)
-    _task: asyncio.Task[Any] = field(init=False)
+    _task: Any = field(default=None, init=False)  # a local variable would show its result in tracebacks
     _drain: contextlib.ExitStack | None = field(default=None, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     # `_expired`: the drain has ended. `_expiring`: the cancellation that ends it hasn't reached the task.
@@ -155,9 +159,9 @@ class Draining(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         """Run the attempt to its end, or to the end of the drain."""
-        work, task = self._work, asyncio.current_task()
-        assert task is not None  # noqa: S101  # the deadline of the attempt requires a task as well
-        self._task, cancelling_before = task, task.cancelling()
+        work, self._task = self._work, asyncio.current_task()
+        assert self._task is not None  # noqa: S101  # the deadline of the attempt requires a task as well
+        cancelling_before = self._task.cancelling()
         error: BaseException | None = None
         try:
             while True:
@@ -180,7 +184,7 @@ class Draining(Generic[T]):
             work.close()
             if self._drain is not None:
                 self._drain.close()
-            if task.cancelling() <= cancelling_before:
+            if self._task.cancelling() <= cancelling_before:
                 # The cancellation was that of a timeout inside the attempt, such as a middleware's.
                 self.deferred_cancellation = None
 

@@ -83,7 +83,7 @@ class DeadlineTimer:
                 self.check_by(deadline.expires_at)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Deadline:
     """A context manager that cancels its task at a point in time, and turns that into a TimeoutError.
 

@@ -134,7 +134,8 @@ class Transport:
             except RetrySignal as signal:
                 signals.append(signal)
             if signals:
-                result = await self._repeat_attempts(call, signals)
+                async with self._admission.while_open() as call.wait_scope:
+                    result = await self._repeat_attempts(call, signals)
             outcome = "succeeded"
         except PlaidRelayError as error:
             result = call.error_of_call(error)
@@ -229,17 +230,13 @@ class Transport:
 
     # ------------------------------------------------------------------------------------- attempts
 
+    @repeat_on_signal
     async def _repeat_attempts(self, call: CallState[R], signals: list[RetrySignal]) -> R:
         # Most calls need one attempt, and would take 5 % longer with backoff. So the first one is made before
         # this method. Its signal is raised here once, and backoff applies the wait.
-        @repeat_on_signal
-        async def run_attempt() -> R:
-            if signals:
-                raise signals.pop()
-            return await self._run_attempt(call)
-
-        async with self._admission.while_open() as call.wait_scope:
-            return await run_attempt()
+        if signals:
+            raise signals.pop()
+        return await self._run_attempt(call)
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1

@@ -144,6 +144,24 @@ async def test_a_cancelled_call_shows_no_secret(clean_logs):
             assert_error_is_clean(caught.value)
 
 
+@pytest.mark.parametrize("operation", ["get", "create"])
+async def test_an_error_does_not_show_the_result_of_its_task(clean_logs, operation):
+    """A task that returns a token after it has caught an error: the error's traceback doesn't show the task."""
+    errors: list[PlaidRelayError] = []
+
+    async def read_twice() -> str:
+        async with RelayClient(CREDENTIALS, base_url="http://127.0.0.1:9", retry=QUICK) as client:
+            call = client.relay.get("t") if operation == "get" else client.relay.create(["t"], "p")
+            try:
+                await call
+            except PlaidRelayError as error:
+                errors.append(error)
+        return SECRET
+
+    assert await asyncio.create_task(read_twice()) == SECRET
+    assert_error_is_clean(errors[0])
+
+
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -1,6 +1,6 @@
-"""Waits that run to completion although their task is cancelled; the cancellation is raised afterwards.
+"""Waits and attempts that finish although their task is cancelled; the cancellation is raised afterwards.
 
-A drain needs them: a call in flight must be waited for, or its outcome would be unknown. asyncio's
+A drain needs them: an attempt in flight must be waited for, or its outcome would be unknown. asyncio's
 cancellation is edge-triggered: a task is cancelled once for each `cancel()`. AnyIO, on which Starlette and
 FastAPI are built, cancels it again at every `await` until its cancel scope is left (level-triggered).
 Catching these in a loop would keep a CPU busy; AnyIO's own shield stops them.
@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from attrs import define, field
 
 if TYPE_CHECKING:
-    import contextvars
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
 T = TypeVar("T")
 
@@ -64,60 +66,25 @@ async def run_to_completion(work: Callable[[], Awaitable[T]]) -> T:
     return future.result()
 
 
-class ShieldedFuture:
-    """A future-like object that is done when another future is. Cancelling it doesn't cancel that future.
+def wait_shielded(future: asyncio.Future[Any] | None) -> Generator[Any, None, None]:
+    """Wait in a task until a future is done; `None` lets other tasks run, and continues afterwards.
 
-    `asyncio.shield` does the same with another future, which takes one more iteration of the event loop. This
-    object doesn't pass on the result of the other future: the code that awaits that future retrieves it.
+    A cancellation of the task ends the wait and doesn't reach the future. `asyncio.shield` also passes on the
+    result; here the code that awaits the future retrieves it.
     """
+    if future is None:
+        yield
+        return
+    future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
+    waiter = future.get_loop().create_future()
+    future.add_done_callback(partial(_end_wait, waiter))
+    del future  # a traceback with locals would show it with its error, which may quote the request
+    yield from waiter
 
-    __slots__ = ("_asyncio_future_blocking", "_callbacks", "_cancelled", "_future")
-    _asyncio_future_blocking: bool  # by this attribute, a task recognizes what it can wait for
 
-    def __init__(self, future: asyncio.Future[Any] | ShieldedFuture) -> None:
-        future._asyncio_future_blocking = False  # noqa: SLF001  # as a task does with what it receives
-        self._asyncio_future_blocking = True
-        self._future = future
-        self._callbacks: dict[Callable[[Any], object], tuple[Callable[[Any], object], Any]] = {}
-        self._cancelled: asyncio.CancelledError | None = None
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop of the other future."""
-        return self._future.get_loop()
-
-    def done(self) -> bool:
-        """Return whether the other future is done."""
-        return self._future.done()
-
-    def add_done_callback(
-        self, function: Callable[[Any], object], *, context: contextvars.Context | None = None
-    ) -> None:
-        """Call a function once the other future is done, or this object is cancelled."""
-        callback = partial(self._run_callback, function)
-        self._callbacks[function] = callback, context
-        self._future.add_done_callback(callback, context=context)
-
-    def remove_done_callback(self, function: Callable[[Any], object]) -> int:
-        """Remove a callback, and return the number of times that it was registered."""
-        callback, _ = self._callbacks.pop(function, (function, None))
-        return self._future.remove_done_callback(callback)
-
-    def cancel(self, msg: object = None) -> bool:
-        """Cancel this object and not the other future; return whether a callback was waiting for it."""
-        waiting = dict(self._callbacks)
-        removed = [waiting[function] for function in waiting if self.remove_done_callback(function)]
-        self._cancelled = asyncio.CancelledError(*(() if msg is None else (msg,)))
-        for callback, context in removed:
-            self.get_loop().call_soon(callback, None, context=context)
-        return bool(removed)
-
-    def result(self) -> None:
-        """Raise the cancellation, if this object was cancelled."""
-        if self._cancelled is not None:
-            raise self._cancelled
-
-    def _run_callback(self, function: Callable[[Any], object], _: object) -> None:
-        function(self)
+def _end_wait(waiter: asyncio.Future[None], _: object) -> None:
+    if not waiter.done():  # otherwise it was cancelled
+        waiter.set_result(None)
 
 
 class DrainTracker:
@@ -145,3 +112,120 @@ class DrainTracker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+
+
+class Drainable(Protocol):
+    """An attempt that a drain can wait for."""
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the attempt was sent and its deadline has not passed."""
+        ...
+
+
+@define(eq=False, repr=False)
+class Draining(Generic[T]):
+    """An awaitable that runs an attempt, and defers a cancellation of its task while it is in flight.
+
+    It runs in the task of its caller, as a `yield from` would: a task for each attempt would take longer, and
+    a program that cancels all of its tasks would cancel that one as well.
+
+    Args:
+        work: the coroutine that makes the attempt.
+        attempt: cancellations are deferred while it is `in_flight`. When its deadline passes, the deadline
+            timer cancels the task as well, and that cancellation isn't deferred.
+        seconds: the time from the first cancellation to the end of the drain, when the attempt is cancelled.
+        drains: the client's drains; this object registers with them while it drains.
+
+    Attributes:
+        deferred_cancellation: the cancellation that was deferred. The caller has to raise it in the end.
+    """
+
+    _work: Coroutine[Any, None, T]
+    _attempt: Drainable
+    _seconds: float
+    _drains: DrainTracker
+    deferred_cancellation: asyncio.CancelledError | None = field(default=None, init=False)
+    _task: asyncio.Task[Any] = field(init=False)
+    _drain: contextlib.ExitStack | None = field(default=None, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    # `_expired`: the drain has ended. `_expiring`: the cancellation that ends it hasn't reached the task.
+    _expired: bool = field(default=False, init=False)
+    _expiring: bool = field(default=False, init=False)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Run the attempt to its end, or to the end of the drain."""
+        work, task = self._work, asyncio.current_task()
+        assert task is not None  # noqa: S101  # the deadline of the attempt requires a task as well
+        self._task, cancelling_before = task, task.cancelling()
+        error: BaseException | None = None
+        try:
+            while True:
+                # Reset before each step: a traceback with locals would show the future with its error, which
+                # may quote the request.
+                awaited = None
+                awaited = work.send(None) if error is None else work.throw(error)
+                if self.deferred_cancellation is not None:
+                    error = yield from self._wait_on(awaited, None)
+                    continue
+                try:
+                    yield from wait_shielded(awaited)
+                    error = None
+                except asyncio.CancelledError as cancelled:
+                    error = yield from self._wait_on(awaited, cancelled)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            work.close()
+            if self._drain is not None:
+                self._drain.close()
+            if task.cancelling() <= cancelling_before:
+                # The cancellation was that of a timeout inside the attempt, such as a middleware's.
+                self.deferred_cancellation = None
+
+    def _wait_on(
+        self, awaited: asyncio.Future[Any] | None, error: asyncio.CancelledError | None
+    ) -> Generator[Any, None, asyncio.CancelledError | None]:
+        """Wait for the future that the attempt waits for, and return the error to raise in the attempt."""
+        while error is None or self._defer(error):
+            if awaited is not None and awaited.done():
+                return None
+            try:
+                with shield_from_anyio():
+                    yield from wait_shielded(awaited)
+            except asyncio.CancelledError as another:
+                error = another
+            else:
+                return None
+        # Pass the arguments on: an AnyIO cancel scope recognizes its own cancellation by them.
+        if awaited is None or not awaited.cancel(*error.args):
+            return error
+        if self._timer is not None:
+            self._timer.cancel()
+        # A future is cancelled immediately; a task may take some iterations of the event loop.
+        while not awaited.done():
+            with shield_from_anyio(), contextlib.suppress(asyncio.CancelledError):
+                yield from wait_shielded(awaited)
+        return None
+
+    def _defer(self, error: asyncio.CancelledError) -> bool:
+        """Return whether a cancellation is deferred; if it is the first one, start the drain."""
+        if self._expiring:
+            # The end of the drain has cancelled the task. That is undone before the attempt continues: a
+            # timeout inside it checks whether the task is being cancelled.
+            self._expiring = False
+            self._task.uncancel()
+        if self._expired or not self._attempt.in_flight:
+            return False
+        if self.deferred_cancellation is None:
+            self._drain = contextlib.ExitStack()
+            self._drain.enter_context(self._drains.track())
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+            self._drain.callback(self._timer.cancel)
+        self.deferred_cancellation = error
+        return True
+
+    def _expire(self) -> None:
+        self._expired = self._expiring = True
+        self._task.cancel()

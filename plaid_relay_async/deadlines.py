@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from attrs import define, field
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +26,7 @@ class DeadlineTimer:
 
     Attributes:
         active: the deadlines that have been entered and not left.
+        next_check: the time of the next check, by the event loop's clock; infinite if none is planned.
         closed: whether the timer stops as soon as no deadline is active.
     """
 
@@ -31,7 +34,7 @@ class DeadlineTimer:
         self.loop = loop
         self.active: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = math.inf
+        self.next_check = math.inf
         self.closed = False
 
     def close(self) -> None:
@@ -43,17 +46,17 @@ class DeadlineTimer:
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._timer_due = None, math.inf
+        self._timer, self.next_check = None, math.inf
 
     def check_by(self, when: float) -> None:
         """Check the active deadlines at this time at the latest, by the event loop's clock."""
-        if when < self._timer_due:
+        if when < self.next_check:
             self._cancel_timer()
-            self._timer_due = when
+            self.next_check = when
             self._timer = self.loop.call_at(when, self._check_expired)
 
     def _check_expired(self) -> None:
-        self._timer_due, now = math.inf, self.loop.time()
+        self.next_check, now = math.inf, self.loop.time()
         due_deadlines = [deadline for deadline in self.active if deadline.expires_at <= now]
         self._expire_after_iterations(due_deadlines, GRACE_ITERATIONS)
         self.check_by(
@@ -80,6 +83,7 @@ class DeadlineTimer:
                 self.check_by(deadline.expires_at)
 
 
+@define(eq=False)
 class Deadline:
     """A context manager that cancels its task at a point in time, and turns that into a TimeoutError.
 
@@ -87,53 +91,48 @@ class Deadline:
 
     Args:
         timer: the timer that checks it.
-        deadline: the time by the event loop's clock at which it expires; `None` for no limit.
+        final: the time at which it expires at the latest; infinite for no limit.
+        timeout: the seconds of its first phase, which starts when it is entered.
 
     Attributes:
         expires_at: the time at which it expires, by the event loop's clock.
+        expired: whether it has expired.
     """
 
-    __slots__ = ("_cancelling", "_expired", "_final_deadline", "_task", "_timer", "expires_at")
-
-    def __init__(self, timer: DeadlineTimer, deadline: float | None = None) -> None:
-        self._timer = timer
-        self._final_deadline = self.expires_at = math.inf if deadline is None else deadline
-        self._expired = False
-
-    @property
-    def expired(self) -> bool:
-        """Whether it has expired."""
-        return self._expired
-
-    def set_timeout(self, seconds: float) -> None:
-        """Expire after a number of seconds from now, or at the final deadline if that is earlier."""
-        self.expires_at = min(self._final_deadline, self._timer.loop.time() + seconds)
-        self._timer.check_by(self.expires_at)
-
-    def start_phase(self, seconds: float) -> None:
-        """Set the timeout of a phase that starts now, such as the wait for a response; see `set_timeout`.
-
-        Raises:
-            TimeoutError: the final deadline passed while the event loop was blocked; don't start the phase.
-        """
-        self.set_timeout(seconds)
-        if self._timer.loop.time() >= self._final_deadline:
-            raise TimeoutError
-
-    def expire(self) -> None:
-        """Cancel the task, because the deadline has passed."""
-        self._expired, self.expires_at = True, math.inf
-        self._task.cancel()
+    _timer: DeadlineTimer
+    _final: float = math.inf
+    _timeout: float = math.inf
+    expires_at: float = field(default=math.inf, init=False)
+    expired: bool = field(default=False, init=False)
+    _task: asyncio.Task[Any] = field(init=False)
+    _cancelling: int = field(init=False)
 
     def __enter__(self) -> Self:
         task = asyncio.current_task(self._timer.loop)
         assert task is not None  # noqa: S101  # only a task awaits, and only a task can be cancelled
         self._task, self._cancelling = task, task.cancelling()
-        if self._timer.loop.time() >= self.expires_at:
-            raise TimeoutError
+        self.set_timeout(self._timeout, may_be_late=False)
         self._timer.active.add(self)
-        self._timer.check_by(self.expires_at)
         return self
+
+    def set_timeout(self, seconds: float, *, may_be_late: bool = True) -> None:
+        """Start a phase: expire after a number of seconds, or at the final deadline if that is earlier.
+
+        Raises:
+            TimeoutError: the final deadline passed while the event loop was blocked, and the phase
+                may not be late.
+        """
+        now = self._timer.loop.time()
+        if now >= self._final and not may_be_late:
+            raise TimeoutError
+        self.expires_at = min(self._final, now + seconds)
+        if self.expires_at < self._timer.next_check:  # seldom so, because another deadline is due earlier
+            self._timer.check_by(self.expires_at)
+
+    def expire(self) -> None:
+        """Cancel the task, because the deadline has passed."""
+        self.expired, self.expires_at = True, math.inf
+        self._task.cancel()
 
     def __exit__(
         self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -142,5 +141,5 @@ class Deadline:
         if self._timer.closed:
             self._timer.close()
         # As in asyncio.timeout: a cancellation that comes from elsewhere stays a cancellation.
-        if self._expired and self._task.uncancel() <= self._cancelling and cls is asyncio.CancelledError:
+        if self.expired and self._task.uncancel() <= self._cancelling and cls is asyncio.CancelledError:
             raise TimeoutError from error

@@ -20,7 +20,7 @@ import select
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import aiohttp
@@ -29,7 +29,7 @@ from aiohttp.connector import Connection
 from attrs import define, field, frozen
 from yarl import URL
 
-from plaid_relay_async.cancellation import ShieldedFuture
+from plaid_relay_async.cancellation import wait_shielded
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -291,7 +291,7 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
             awaited = None
             awaited = work.send(None)
             try:
-                yield awaited and ShieldedFuture(awaited)
+                yield from wait_shielded(awaited)
             except asyncio.CancelledError as error:
                 body.cancellation_args = error.args
         # The request is in flight: let `post` process what has arrived before it is cancelled.
@@ -307,7 +307,7 @@ def _defer_cancellation(work: Generator[Any, None, T], body: RequestBody) -> Gen
         # A future is cancelled immediately, so nothing arrives in between; a task may take some iterations.
         while awaited is not None and awaited.cancel() and not awaited.done():
             with contextlib.suppress(asyncio.CancelledError):
-                yield ShieldedFuture(awaited)
+                yield from wait_shielded(awaited)
         awaited = None
         return (yield from work)
     except StopIteration as end:
@@ -351,14 +351,11 @@ class SessionExchange:
 
 
 class _CachedKeyRequest(aiohttp.ClientRequest):
-    _key: ConnectionKey | None = None
-
-    # aiohttp computes the key each time that a request is sent; this class does it once.
-    @property
-    def connection_key(self) -> ConnectionKey:
-        if self._key is None:
-            self._key = super().connection_key
-        return self._key
+    # aiohttp computes the key each time that a request is sent; this class does it once. A request is never
+    # changed after it was prepared.
+    @cached_property
+    def connection_key(self) -> ConnectionKey:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return super().connection_key
 
 
 @frozen

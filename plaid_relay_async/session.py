@@ -80,6 +80,7 @@ class SessionManager:
     Attributes:
         now: returns the time by the event loop's clock; available once the manager is open.
         deadline_timer: the timer of the attempts' deadlines; available once the manager is open.
+        exchange: sends requests; available once the manager is open. Call `check_usable` before each use.
         slots: the slots, as many as the pool has connections; a call acquires one before a connection.
 
     Raises:
@@ -89,7 +90,7 @@ class SessionManager:
 
     now: Callable[[], float]
     deadline_timer: DeadlineTimer
-    _exchange: Exchange
+    exchange: Exchange
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class SessionManager:
         # The loop is looked up once: before Python 3.12, each lookup takes a system call.
         self.now = self._loop.time
         self.deadline_timer = DeadlineTimer(self._loop)
-        self._exchange = self._create_exchange(self._session, self._loop)
+        self.exchange = self._create_exchange(self._session, self._loop)
         self._state = SessionState.OPEN
 
     def _create_session(self) -> aiohttp.ClientSession:
@@ -209,27 +210,19 @@ class SessionManager:
         """Check that the client may be used here.
 
         Raises:
-            ClientClosedError: it isn't open, or it was opened in another event loop or process.
+            ClientClosedError: it isn't open, it was opened in another event loop or process, or the session
+                that it borrowed has been closed.
         """
-        self.get_exchange()
+        if self._state is not SessionState.OPEN or self._session is None:
+            raise ClientClosedError(f"this client is {self._state.value}")
+        if not self._owned and self._session.closed:
+            raise ClientClosedError("the aiohttp session that this client borrowed has been closed")
         # The sockets are shared with the parent process: bytes that the child sends would disturb its
         # requests.
         if self._fork_count_at_open != _fork_count:
             raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
-
-    def get_exchange(self) -> Exchange:
-        """Return the exchange, which sends requests.
-
-        Raises:
-            ClientClosedError: the client isn't open, or the session that it borrowed has been closed.
-        """
-        if self._state is not SessionState.OPEN or self._session is None:
-            raise ClientClosedError(f"this client is {self._state.value}")
-        if self._session.closed:
-            raise ClientClosedError("the aiohttp session that this client borrowed has been closed")
-        return self._exchange
 
     def __del__(self) -> None:
         is_open = getattr(self, "_state", None) is SessionState.OPEN

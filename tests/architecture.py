@@ -38,11 +38,11 @@ MAP = {
     "error_codes": AllowedImports(("errors",)),
     "certainty": AllowedImports(("errors", "error_codes")),
     "private_files": AllowedImports(GROUND_FLOOR),
-    "cancellation": AllowedImports(),
+    "cancellation": AllowedImports((), ("attrs",)),
     "models": AllowedImports(GROUND_FLOOR, ("attrs",)),
     "config": AllowedImports(GROUND_FLOOR, ("attrs", "yarl")),
     "codec": AllowedImports((*GROUND_FLOOR, "models"), ("attrs", "cattrs")),
-    "deadlines": AllowedImports(),
+    "deadlines": AllowedImports((), ("attrs",)),
     "exchange": AllowedImports(("cancellation",), ("aiohttp", "attrs", "yarl")),
     "proxies": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "yarl")),
     "session": AllowedImports(

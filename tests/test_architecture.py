@@ -7,12 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import architecture
 import pytest
+from support import OWNER
 
 import plaid_relay_async
-from plaid_relay_async import models
+from plaid_relay_async import RelayClient, models
+from plaid_relay_async.simulator import Simulator
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 INSTALLED = Path(plaid_relay_async.__file__).parent
 
@@ -122,6 +128,30 @@ def test_architecture_md_shows_the_map(request: pytest.FixtureRequest):
         for name, allowed in architecture.MAP.items()
     }
     assert documented == expected
+
+
+async def test_architecture_md_lists_the_functions_of_a_creation(request: pytest.FixtureRequest):
+    """The table in ARCHITECTURE.md has the functions that one `create` enters, in the order of their calls."""
+    text = (request.config.rootpath / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text.partition("### The functions of one `create`\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
+    entered: dict[str, None] = {}
+
+    def note_call(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(INSTALLED) and path.parent.name != "simulator":
+            module = ".".join(path.relative_to(INSTALLED).with_suffix("").parts)
+            entered[f"{module}.{frame.f_code.co_qualname}"] = None
+
+    async with Simulator(reports=["report"]) as plaid, RelayClient(OWNER, base_url=plaid.url) as client:
+        for partner in ("partner-1", "partner-2"):  # connects, and builds what later calls reuse
+            await client.relay.create(["report"], partner)
+        sys.setprofile(note_call)
+        try:
+            await client.relay.create(["report"], "partner-3")
+        finally:
+            sys.setprofile(None)
+    assert listed == list(entered)
 
 
 def test_all_lists_the_public_names():

@@ -36,10 +36,9 @@ from plaid_relay_async import (
     Timeouts,
     Unknown,
 )
-from plaid_relay_async.cancellation import DrainTracker, run_to_completion
+from plaid_relay_async.cancellation import Draining, DrainTracker, run_to_completion
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.transport.draining import Draining
 
 CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 

@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("direct", [True, False], ids=["directly", "throug
 
 
 def exchange_type(client: RelayClient) -> type:
-    return type(client._session.get_exchange())
+    return type(client._session.exchange)
 
 
 async def test_which_exchange_a_client_uses():

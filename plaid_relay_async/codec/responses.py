@@ -73,32 +73,39 @@ def read_response(
     if not 200 <= response.status < 300:
         raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
     is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
+    # The body of a non-idempotent request is read even if it broke off: the token in it may be complete.
+    if response.body_error is not None and is_repeatable:
+        raise response.body_error
+    if endpoint.response_type is models.PdfResponse:
+        return _read_pdf(response, request, secret)  # type: ignore[return-value]  # R is PdfResponse here
     try:
-        # The body of a non-idempotent request is read even if it broke off: the token in it may be complete.
-        if response.body_error is not None and is_repeatable:
-            raise response.body_error
-        return _decode_body(endpoint, response)
-    except ResponseDecodeError as error:
-        # The request ID comes from the server as well, which might quote a secret in it.
-        error.request_id = _redact(error.request_id, _secrets_of_request(request, secret))
-        if is_repeatable:
-            raise
-        # If the body broke off, that is the cause, and the decode error only a consequence.
-        problem = (
-            f"is incomplete: {response.body_error.args[0]}"
-            if response.body_error
-            else f"can't be read: {error.args[0]}"
-        )
-        request_id = error.request_id
+        record = decode_record(response.body, endpoint.response_type)
+    except DECODE_ERRORS as error:
+        problem, path = describe_decode_error(error)
+    else:
+        # Only the record of a report keeps the bytes of its response.
+        return evolve(record, raw=Hidden(bytes(response.body))) if hasattr(record, "raw") else record  # type: ignore[misc]
+    if is_repeatable:
+        error_attributes = _attributes_of_unreadable(response, request, secret)
+        raise ResponseDecodeError(f"{problem} at {path}", path=path, **error_attributes)
     recovered = _recover_token(endpoint, response.body)
     if recovered is not None:
         return recovered
+    # If the body broke off, that is the cause, and the decode error only a consequence.
+    cause = f"can't be read: {problem} at {path}"
+    if response.body_error is not None:
+        cause = f"is incomplete: {response.body_error.args[0]}"
     raise OutcomeUnknownError(
-        f"Plaid answered {response.status}, and the response {problem}",
-        status=response.status,
-        request_id=request_id,
-        body=Hidden(bytes(response.body)),
+        f"Plaid answered {response.status}, and the response {cause}",
+        **_attributes_of_unreadable(response, request, secret),
     )
+
+
+def _attributes_of_unreadable(response: RawResponse, request: object, secret: Hidden[str]) -> dict[str, Any]:
+    """Return the attributes that the error of an unreadable success response has."""
+    # The request ID comes from the server as well, which might quote a secret in it.
+    request_id = _redact(request_id_of(response), _secrets_of_request(request, secret))
+    return {"status": response.status, "request_id": request_id, "body": Hidden(bytes(response.body))}
 
 
 def _recover_token(endpoint: Endpoint[Any, R], body: bytes | bytearray) -> R | None:
@@ -129,35 +136,12 @@ def _find_string(name: str, body: bytes | bytearray) -> str | None:
         return None
 
 
-def _decode_body(endpoint: Endpoint[Any, R], response: RawResponse) -> R:
-    if endpoint.response_type is models.PdfResponse:
-        return _read_pdf(response)  # type: ignore[return-value]  # R is PdfResponse here
-    try:
-        record = decode_record(response.body, endpoint.response_type)
-    except DECODE_ERRORS as error:
-        problem, path = describe_decode_error(error)
-    else:
-        if hasattr(record, "raw"):
-            return evolve(record, raw=Hidden(bytes(response.body)))  # type: ignore[misc]  # only AssetReportGetResponse has it
-        return record
-    raise ResponseDecodeError(
-        f"{problem} at {path}",
-        path=path,
-        status=response.status,
-        request_id=_find_string("request_id", response.body),
-        body=Hidden(bytes(response.body)),
-    )
-
-
-def _read_pdf(response: RawResponse) -> models.PdfResponse:
+def _read_pdf(response: RawResponse, request: object, secret: Hidden[str]) -> models.PdfResponse:
     if response.body.startswith(b"%PDF-") and b"%%EOF" in response.body[-PDF_TAIL_BYTES:]:
         return models.PdfResponse(bytes(response.body), response.headers.get("Plaid-Request-ID"))
     expected = "a complete PDF" if response.body.startswith(b"%PDF-") else "a PDF"
     raise ResponseDecodeError(
-        f"the response isn't {expected}",
-        status=response.status,
-        request_id=request_id_of(response),
-        body=Hidden(bytes(response.body)),
+        f"the response isn't {expected}", **_attributes_of_unreadable(response, request, secret)
     )
 
 

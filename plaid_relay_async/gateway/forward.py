@@ -230,7 +230,7 @@ class Upstream:
     ) -> web.StreamResponse:
         try:
             downstream, attempt = await self._prepare_attempt(endpoint, body, authenticator, request, record)
-            raw_response = await send_attempt(self._session.get_exchange(), attempt)
+            raw_response = await send_attempt(self._session.exchange, attempt)
             if downstream.response is None:  # start_response() rejected the status or the encoding
                 assert raw_response.body_error is not None  # noqa: S101  # so the body counts as lost
                 if downstream.undecodable:
@@ -258,25 +258,25 @@ class Upstream:
         record: AuditRecord,
     ) -> tuple[_Downstream, Attempt]:
         # A callable source of credentials may hang; it gets no more time than a caller.
-        now, total = asyncio.get_running_loop().time(), self._timeouts.total
-        authentication = await authenticator.authenticate(now + min(self._caller_timeout, total or math.inf))
+        now, total = asyncio.get_running_loop().time(), self._timeouts.total or math.inf
+        authentication = await authenticator.authenticate(now + min(self._caller_timeout, total))
+        self._session.check_usable()  # the gateway may have been closed meanwhile
         # The caller could not receive the token, so nothing is sent for it.
         if abort_if_disconnected(request.protocol):
             raise GatewayError(error_responses.CALLER_GONE)
         downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
         forwarded = _forwarded_headers(request.headers, _REQUEST_HEADERS)
         attempt = Attempt(
-            prepared_request=self._session.get_exchange().prepare(
+            prepared_request=self._session.exchange.prepare(
                 self._base_url + endpoint.path,
                 {**_REQUEST_HEADERS, **forwarded, **endpoint.headers, **authentication.headers},
             ),
-            body=body,
+            body=body.reveal(),
             # As for a safe operation, a lost response raises ConnectionLostError: the gateway never repeats a
             # call, and what the loss means for this operation is the caller's decision.
             idempotency=Idempotency.SAFE,
-            connect_timeout=self._timeouts.connect,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=Deadline(self._session.deadline_timer, None if total is None else now + total),
+            deadline=Deadline(self._session.deadline_timer, now + total, self._timeouts.connect),
             max_bytes=MAX_RESPONSE_BYTES,
             body_writer=downstream,
             on_interrupted=_ignore_interruption,

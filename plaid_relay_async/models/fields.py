@@ -127,10 +127,13 @@ class AreIdentifiers:
     Attributes:
         limit: the maximum number of identifiers.
         noun: names them in the error.
+        one_per_report: whether they are report tokens, of which Plaid accepts one of each report type. The
+            Asset Report is the only type so far, and its tokens start with `assets-`.
     """
 
     limit: int | None = None
     noun: str = "identifiers"
+    one_per_report: bool = False
 
     @property
     def problem(self) -> str:
@@ -148,23 +151,16 @@ class AreIdentifiers:
             check_identifier(f"{name}[{index}]", identifier)
         if self.limit is not None and len(value) > self.limit:
             raise invalid(name, self.problem.format(count=len(value)))
+        if not self.one_per_report or len(value) == 1:
+            return
+        if len(set(value)) < len(value):
+            raise invalid(name, "contains the same token twice")
+        if sum(token.startswith("assets-") for token in value) > 1:
+            raise invalid(name, "contains two asset report tokens: a relay token shares one report")
 
 
 are_identifiers: Final = AreIdentifiers()
-
-
-def are_report_tokens(record: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
-    """Check that the value is a tuple of one or more tokens, at most one of each report type.
-
-    The Asset Report is the only type so far, and its tokens start with `assets-`.
-    """
-    are_identifiers(record, attribute, value)
-    if len(value) == 1:  # as in most requests, so that the other checks cost them nothing
-        return
-    if len(set(value)) < len(value):
-        raise invalid(attribute.name, "contains the same token twice")
-    if sum(token.startswith("assets-") for token in value) > 1:
-        raise invalid(attribute.name, "contains two asset report tokens: a relay token shares one report")
+are_report_tokens: Final = AreIdentifiers(one_per_report=True)
 
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:

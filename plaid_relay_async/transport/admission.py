@@ -40,7 +40,8 @@ class CallState(Generic[R]):
     Attributes:
         throttle: the throttle that all calls of the operation share.
         now: returns the event loop's time.
-        deadline: the event loop's time at which the call ends; `None` for no limit. Queueing extends it.
+        deadline: the event loop's time at which the call ends; infinite for no limit. Queueing extends it.
+        read_timeout: the seconds until a response begins, and between two chunks of it.
         response_reserve: the seconds that must be left for a response when an attempt is sent.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
@@ -60,8 +61,9 @@ class CallState(Generic[R]):
     now: Callable[[], float]
     gate: AttemptGate | None
     body_writer: BodyWriter | None
-    deadline: float | None
-    response_reserve: float = 0.0
+    deadline: float
+    read_timeout: float
+    response_reserve: float
     rounds: int = 0
     uncounted_rounds: int = 0
     attempts: int = 0
@@ -87,24 +89,15 @@ class CallState(Generic[R]):
         """The number of rounds that count as attempts for the retry policy."""
         return self.rounds - self.uncounted_rounds
 
-    def has_time_for(self, wait: float) -> bool:
-        """Return whether an attempt may still be sent after a wait in seconds."""
-        return wait < self.remaining
-
     @property
     def remaining(self) -> float:
-        """The seconds within which an attempt has to be sent; infinite without a deadline."""
-        return math.inf if self.send_deadline is None else self.send_deadline - self.now()
+        """The seconds within which an attempt has to be sent."""
+        return self.send_deadline - self.now()
 
     @property
-    def send_deadline(self) -> float | None:
-        """The time before which an attempt has to be sent, or `None` without a deadline."""
-        return None if self.deadline is None else self.deadline - self.response_reserve
-
-    def extend_deadline(self, seconds: float) -> None:
-        """Move the deadline by a number of seconds that don't count against it."""
-        if self.deadline is not None:
-            self.deadline += seconds
+    def send_deadline(self) -> float:
+        """The time before which an attempt has to be sent."""
+        return self.deadline - self.response_reserve
 
     def error_of_call(self, error: PlaidRelayError) -> PlaidRelayError:
         """Return the error that the call ends with, from the error of its last attempt."""
@@ -134,7 +127,7 @@ class Admission:
         Raises:
             ClientClosedError: the client is closed, or was closed during the wait.
         """
-        self.session.get_exchange()  # raises if the client is closed
+        self.session.check_usable()
         # It has no deadline, and expires only when `end_waits` reschedules it.
         scope = asyncio.timeout(None)
         try:
@@ -207,7 +200,7 @@ class Admission:
             # The attempt doesn't start, so the next probe needn't wait for its end.
             call.throttle.attempt_ended(call.now(), call.ticket)
             raise
-        call.extend_deadline(call.now() - started)
+        call.deadline += call.now() - started
 
     async def _fetch_authentication(self, call: CallState[Any]) -> Authentication:
         """Return the credentials from their source. If that fails, the attempt has ended."""
@@ -244,7 +237,7 @@ class Admission:
         throttle, queue = call.throttle, call.throttle.queue
         while True:
             while (wait := throttle.seconds_until_start(call.now())) > 0:
-                self.session.get_exchange()  # raises if the client was closed during the wait
+                self.session.check_usable()  # the client may have been closed during the wait
                 queue_wait.exclude_from_deadline()
                 _check_wait(call, 0)
                 await queue.wait_at_head(wait)
@@ -272,7 +265,7 @@ def _check_wait(call: CallState[Any], ahead: int) -> None:
     wait = throttle.expected_wait(now, ahead)
     exceeds_max_pause = throttle.breaker.open_until - now > call.policy.max_pause
     # A bulk call has no deadline for this wait, but the policy limits every pause.
-    if exceeds_max_pause or not (call.bulk or call.has_time_for(wait)):
+    if exceeds_max_pause or not (call.bulk or wait < call.remaining):
         raise _wait_too_long_error(wait, exceeds_max_pause=exceeds_max_pause)
 
 
@@ -312,12 +305,12 @@ class _QueueWait:
     def exclude_from_deadline(self) -> None:
         """Exclude the queueing so far from the deadline."""
         excluded_before, self._excluded_until = self._excluded_until, self._queueing_clock()
-        self.call.extend_deadline(self._excluded_until - excluded_before)
+        self.call.deadline += self._excluded_until - excluded_before
 
     @contextlib.asynccontextmanager
     async def timeout(self) -> AsyncIterator[None]:
         """Raise TimeoutError when the call has no time left; queueing moves the deadline."""
-        if self.call.bulk or self.call.deadline is None:
+        if self.call.bulk or self.call.deadline == math.inf:
             yield
             return
         async with asyncio.timeout(None) as scope:
@@ -333,7 +326,7 @@ class _QueueWait:
 
     def _check_deadline(self, scope: asyncio.Timeout) -> None:
         self.exclude_from_deadline()
-        if self.call.has_time_for(0.0):
+        if self.call.remaining > 0.0:
             self._schedule_check(scope)
         else:
             scope.reschedule(self.call.now())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, field
@@ -68,11 +69,11 @@ class Authenticator:
             return frozenset({"Authorization"})
         return frozenset({"PLAID-CLIENT-ID", "PLAID-SECRET"} if self.credentials_in == "headers" else ())
 
-    async def authenticate(self, deadline: float | None) -> Authentication:
+    async def authenticate(self, deadline: float) -> Authentication:
         """Return the credentials for one attempt, from the source if there is one.
 
         Args:
-            deadline: the time by the event loop's clock by which the source must return; `None` for no limit.
+            deadline: the time by the event loop's clock by which the source must return; infinite: no limit.
 
         Raises:
             NotSentError: the source raised, or took too long.
@@ -83,7 +84,7 @@ class Authenticator:
         assert self.fixed is not None  # noqa: S101  # the identity isn't a source
         return self.fixed
 
-    async def client_id(self, deadline: float | None) -> str | None:
+    async def client_id(self, deadline: float) -> str | None:
         """Return the client ID, or `None` if a gateway adds it. Raises the errors of `authenticate`."""
         if isinstance(self.identity, GatewayKey):
             return None
@@ -95,13 +96,13 @@ class Authenticator:
         return _checked_credentials(credentials).client_id
 
     async def _fetch_credentials(
-        self, source: Callable[[], Awaitable[Credentials]], deadline: float | None
+        self, source: Callable[[], Awaitable[Credentials]], deadline: float
     ) -> object:
         with errors_as_not_sent("the source of the credentials"):
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline if math.isfinite(deadline) else None):
                 credentials = await source()
         # A source that blocks the event loop can't be interrupted, so the time is checked again.
-        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+        if asyncio.get_running_loop().time() >= deadline:
             raise NotSentError("the credentials arrived too late: too little time was left for a response")
         return credentials
 

@@ -16,16 +16,15 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from plaid_relay_async import codec
+from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
-from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.transport import wire
 from plaid_relay_async.transport.admission import Admission, CallState
-from plaid_relay_async.transport.draining import Draining
 from plaid_relay_async.transport.retries import Retries, RetrySignal, repeat_on_signal
 from plaid_relay_async.transport.statistics import Counters, Statistics
 
@@ -115,20 +114,27 @@ class Transport:
         """
         self._session.check_usable()
         total, policy = self.resolve_settings(timeout, retry)
-        now = self._session.now
+        throttle, now = self.throttles[endpoint.path], self._session.now
         started = now()
-        deadline = None if total is None else started + total
-        reserve = 0.0
-        if total is not None and endpoint.idempotency is Idempotency.NON_IDEMPOTENT:
-            # A creation that is sent shortly before its deadline would probably end in doubt, so part of the
-            # time is reserved for the response: at most half of it, so that a short one allows an attempt.
-            reserve = min(total / 2, self._timeouts.slow_read if endpoint.slow else self._timeouts.read)
-        throttle = self.throttles[endpoint.path]
-        call = CallState(endpoint, request, policy, throttle, now, gate, body_writer, deadline, reserve)
+        deadline = math.inf if total is None else started + total
+        read_timeout = self._timeouts.slow_read if endpoint.slow else self._timeouts.read
+        # A creation that is sent shortly before its deadline would probably end in doubt, so part of the
+        # time is reserved for the response: at most half of it, so that a short one allows an attempt.
+        is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
+        reserve = 0.0 if is_repeatable or total is None else min(total / 2, read_timeout)
+        call = CallState(
+            endpoint, request, policy, throttle, now, gate, body_writer, deadline, read_timeout, reserve
+        )
+        signals: list[RetrySignal] = []
         outcome = "cancelled"
         result: Any = None
         try:
-            result = await self._run_attempts(call)
+            try:
+                result = await self._run_attempt(call)
+            except RetrySignal as signal:
+                signals.append(signal)
+            if signals:
+                result = await self._repeat_attempts(call, signals)
             outcome = "succeeded"
         except PlaidRelayError as error:
             result = call.error_of_call(error)
@@ -184,7 +190,7 @@ class Transport:
             ConfigurationError: the source didn't return `Credentials`.
             ClientClosedError: the client is closed, or was closed during the wait.
         """
-        deadline = None if timeout is None else self._session.now() + timeout
+        deadline = math.inf if timeout is None else self._session.now() + timeout
         async with self._admission.while_open():
             return await self._admission.authenticator.client_id(deadline)
 
@@ -223,21 +229,17 @@ class Transport:
 
     # ------------------------------------------------------------------------------------- attempts
 
-    async def _run_attempts(self, call: CallState[R]) -> R:
-        try:
-            return await self._run_attempt(call)
-        except RetrySignal as signal:
-            first_signal = [signal]
-        async with self._admission.while_open() as call.wait_scope:
-            return await self._repeat_attempts(call, first_signal)
-
-    @repeat_on_signal
-    async def _repeat_attempts(self, call: CallState[R], first_signal: list[RetrySignal]) -> R:
+    async def _repeat_attempts(self, call: CallState[R], signals: list[RetrySignal]) -> R:
         # Most calls need one attempt, and would take 5 % longer with backoff. So the first one is made before
         # this method. Its signal is raised here once, and backoff applies the wait.
-        if first_signal:
-            raise first_signal.pop()
-        return await self._run_attempt(call)
+        @repeat_on_signal
+        async def run_attempt() -> R:
+            if signals:
+                raise signals.pop()
+            return await self._run_attempt(call)
+
+        async with self._admission.while_open() as call.wait_scope:
+            return await run_attempt()
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
@@ -284,7 +286,8 @@ class Transport:
         return result
 
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
-        exchange, endpoint = self._session.get_exchange(), call.endpoint
+        self._session.check_usable()  # the client may have been closed during a wait
+        exchange, endpoint = self._session.exchange, call.endpoint
         # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
             authentication.prepared_requests[endpoint.path] = exchange.prepare(
@@ -293,11 +296,10 @@ class Transport:
             )
         attempt = wire.Attempt(
             prepared_request=authentication.prepared_requests[endpoint.path],
-            body=Hidden(codec.encode_request(call.request, authentication.fields)),
+            body=codec.encode_request(call.request, authentication.fields),
             idempotency=endpoint.idempotency,
-            connect_timeout=self._timeouts.connect,
-            read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=Deadline(self._session.deadline_timer, call.deadline),
+            read_timeout=call.read_timeout,
+            deadline=Deadline(self._session.deadline_timer, call.deadline, self._timeouts.connect),
             max_bytes=self._max_response_bytes
             if endpoint.returns_report
             else min(self._max_response_bytes, wire.MAX_SHORT_RESPONSE_BYTES),
@@ -352,16 +354,15 @@ async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:
     # A journal may take long to record the intent. If the send deadline passes during that wait, the attempt
     # isn't sent. If it had passed before, the journal isn't the cause, and the attempt is sent, as it would
     # be without a gate.
-    send_deadline = math.inf if call.send_deadline is None else call.send_deadline
-    was_in_time = call.now() < send_deadline
+    was_in_time = call.now() < call.send_deadline
     await gate.start_attempt()
-    if was_in_time and call.now() >= send_deadline:
+    if was_in_time and call.now() >= call.send_deadline:
         raise NotSentError("the journal took so long that too little time was left for a response")
 
 
-async def _decode_in_thread(decode: Callable[[], R], deadline: float | None) -> R:
+async def _decode_in_thread(decode: Callable[[], R], deadline: float) -> R:
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(deadline if math.isfinite(deadline) else None):
             return await asyncio.to_thread(decode)
     except TimeoutError as error:
         if isinstance(error, PlaidRelayError):  # a ReadTimeoutError of the response, which broke off

@@ -126,7 +126,7 @@ class Retries:
         if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
             return None
         wait: float = getattr(error, "retry_after", None) or _backoff_delay(call.policy, call.counted_rounds)
-        return wait if wait <= call.policy.max_pause and call.has_time_for(wait) else None
+        return wait if wait <= call.policy.max_pause and wait < call.remaining else None
 
     def _pause_operation(self, call: CallState[Any], error: PlaidRelayError) -> float | None:
         """Open the operation's circuit breaker, and report a 429 to the rate limiter.
@@ -156,7 +156,7 @@ class Retries:
         if hook_error is not None:
             raise error from hook_error
         wait = throttle.expected_wait(call.now(), 0 if call.bulk else throttle.queue.calls_ahead)
-        fits = call.bulk or (call.counted_rounds < call.policy.attempts and call.has_time_for(wait))
+        fits = call.bulk or (call.counted_rounds < call.policy.attempts and wait < call.remaining)
         return wait if fits else None
 
     def _notify_rate_limiter(self, call: CallState[Any], retry_after: float | None) -> Exception | None:

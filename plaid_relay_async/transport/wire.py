@@ -39,9 +39,8 @@ class Attempt:
         prepared_request: what `Exchange.prepare` returned.
         body: the request's body.
         idempotency: of the operation; it decides what a lost response means.
-        connect_timeout: seconds to get a connection.
         read_timeout: seconds until the response begins, and between two chunks of it.
-        deadline: the deadline of the attempt, which limits both.
+        deadline: the deadline of the attempt. Its first phase is to get a connection.
         max_bytes: the maximum size of a successful response, uncompressed, in bytes. The body of an error may
             have `MAX_SHORT_RESPONSE_BYTES`.
         body_writer: receives the body if it accepts the response; otherwise the body is kept in memory.
@@ -50,9 +49,8 @@ class Attempt:
     """
 
     prepared_request: Any = field(repr=False)
-    body: Hidden[bytes]
+    body: bytes = field(repr=False)
     idempotency: Idempotency
-    connect_timeout: float
     read_timeout: float
     deadline: Deadline
     max_bytes: int
@@ -76,14 +74,12 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         ConfigurationError: the borrowed session conflicts with the credentials; nothing was sent.
     """
     # The read timeout starts when the body is about to be sent.
-    body = attempt.outgoing_body = RequestBody(
-        attempt.body.reveal(), partial(attempt.deadline.start_phase, attempt.read_timeout)
-    )
+    start_reading = partial(attempt.deadline.set_timeout, attempt.read_timeout, may_be_late=False)
+    body = attempt.outgoing_body = RequestBody(attempt.body, start_reading)
     raw_response: RawResponse | None = None
     complete = False
     try:
-        with attempt.deadline as deadline:
-            deadline.set_timeout(attempt.connect_timeout)
+        with attempt.deadline:
             try:
                 response = await exchange.post(attempt.prepared_request, body)
                 try:
@@ -125,7 +121,7 @@ class _ResponseTooLongError(Exception):
 async def _receive_body(
     response: Response, raw_response: RawResponse, attempt: Attempt, body: RequestBody
 ) -> None:
-    # Each chunk is hidden, because a traceback that shows local variables would contain it.
+    # No local variable holds a chunk, because a traceback that shows local variables would contain it.
     accepted = attempt.body_writer is not None and await attempt.body_writer.start_response(raw_response)
     writer = attempt.body_writer if accepted else None
     limit = (
@@ -133,18 +129,18 @@ async def _receive_body(
         if 200 <= raw_response.status < 300
         else min(attempt.max_bytes, MAX_SHORT_RESPONSE_BYTES)
     )
-    remaining, content = limit, response.content
+    received, content = 0, response.content
     while not content.at_eof():
+        kept = len(raw_response.body)
         buffered = content.is_eof()  # the rest is in memory, so that reading it doesn't wait
-        chunk = Hidden(content.read_nowait() if buffered else await body.read_next(content.readany))
-        remaining -= len(chunk.reveal())
-        raw_response.body += chunk.reveal()
-        if remaining < 0:
+        raw_response.body += content.read_nowait() if buffered else await body.read_next(content.readany)
+        received += len(raw_response.body) - kept
+        if received > limit:
             raise _ResponseTooLongError(limit)
         if writer is not None:
             # The time that the writer takes isn't the server's, so it doesn't count against the read timeout.
             attempt.deadline.set_timeout(math.inf)
-            await writer.write(chunk)
+            await writer.write(Hidden(bytes(raw_response.body[kept:])))
             raw_response.keep_ends()
         if content.at_eof():
             return

@@ -412,7 +412,11 @@ def demo() -> ExitStatus:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run the command, and return its exit status."""
+    """Run the command, and return its exit status.
+
+    Raises:
+        KeyboardInterrupt: a signal has ended the command.
+    """
     try:
         # `--help` and `--version` return `None`.
         return (
@@ -421,8 +425,6 @@ def run_command(argv: Sequence[str]) -> int:
     except CycloptsError as error:
         lines = [*_redact_values(str(error), argv).split("\n"), "see plaid-relay --help"]
         status = ExitStatus.USAGE
-    except KeyboardInterrupt:
-        lines, status = ["interrupted"], ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001  # a traceback could show a token
         lines, status = describe_error(error)
     print_message(f"plaid-relay: {lines[0]}", *lines[1:])

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -37,6 +38,31 @@ def test_a_signal_outside_of_the_event_loop(number):
         send(number)
     assert signals.interrupted
     send(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_deferred_signal(number):
+    """A deferred signal raises KeyboardInterrupt at the end of the block."""
+    steps = []
+    with Signals() as signals, pytest.raises(KeyboardInterrupt), signals.deferred():
+        send(number)
+        steps.append("completed")
+    assert (steps, signals.interrupted) == (["completed"], True)
+
+
+def test_an_ignored_keyboard_interrupt():
+    """A coroutine isn't started if a signal was received before it, even if KeyboardInterrupt was ignored."""
+    steps = []
+
+    async def work():
+        steps.append("started")
+
+    with Signals() as signals:
+        with contextlib.suppress(KeyboardInterrupt):
+            send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signals.run(work())
+    assert steps == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -212,6 +238,33 @@ def test_sighup_that_requests_a_reload():
 
 
 # The command
+
+
+INTERRUPTED_IMPORT = """
+import signal, sys, weakref
+from plaid_relay_async.cli import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "plaid_relay_async.cli.app":
+            referent = {1}
+            reference = weakref.ref(referent, lambda _: signal.raise_signal(int(sys.argv.pop())))
+            del referent
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_an_import(plaid, partners, number):
+    """A signal ends the command even in a weak reference's callback, where Python ignores exceptions."""
+    args = ["bulk", partners(3), "--report-token", REPORT, int(number)]
+    with ignoring_signals():
+        command = [sys.executable, "-Ic", INTERRUPTED_IMPORT, *map(str, args)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (1, "", "plaid-relay: interrupted\n")
+    assert not plaid.requests
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,15 @@ def check_seconds(name: str, value: object, *, zero_allowed: bool = False) -> No
     )
     if not is_seconds:
         least = "0 or more" if zero_allowed else "above 0"
-        raise ConfigurationError(f"{name} must be a finite number of seconds, {least}, not {_repr(value)}")
+        raise ConfigurationError(
+            f"{name} must be a finite number of seconds, {least}, not {_describe_value(value)}"
+        )
 
 
-def _repr(value: object) -> str:
+def _describe_value(value: object) -> str:
+    """Return a number, or the type of anything else, which may be a secret in the wrong place."""
+    if not isinstance(value, int | float):
+        return type(value).__name__
     try:
         return repr(value)
     except ValueError:  # Python doesn't print integers of thousands of digits
@@ -147,7 +152,7 @@ class Timeouts:
 def check_count(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_repr(value)}")
+        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_describe_value(value)}")
 
 
 def check_type(name: str, value: object, cls: type) -> None:

@@ -369,6 +369,17 @@ def test_an_invalid_file_is_rejected(key_file, content, problem):
     assert str(key_file.path) in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["count", "per"])
+def test_a_key_in_the_place_of_a_number(key_file, field):
+    """The error about a number in the file doesn't quote a key that was pasted in its place."""
+    _, key = new_key("ann")
+    key_file.add("ann")
+    key_file.path.write_text(json.dumps(with_entry(rate={"count": 1, "per": 1} | {field: key})))
+    with pytest.raises(ConfigurationError, match=rf"\.rate: {field} must be .*, not str ") as caught:
+        key_file.read()
+    assert key not in str(caught.value)
+
+
 ADD = "import sys; from plaid_relay_async.gateway.key_file import KeyFile; print(KeyFile(sys.argv[1]).add(sys.argv[2]))"
 
 

@@ -100,10 +100,8 @@ def _describe_value(value: object) -> str:
     """Return a number, or the type of anything else, which may be a secret in the wrong place."""
     if not isinstance(value, int | float):
         return type(value).__name__
-    try:
-        return repr(value)
-    except ValueError:  # Python doesn't print integers of thousands of digits
-        return "such a large number"
+    # Python doesn't print integers of thousands of digits.
+    return "such a large number" if isinstance(value, int) and abs(value) > sys.maxsize else repr(value)
 
 
 def _validate_seconds(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -151,7 +149,8 @@ class Timeouts:
 
 def check_count(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    # No queue can be longer than `sys.maxsize`.
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
         raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_describe_value(value)}")
 
 

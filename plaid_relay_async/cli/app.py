@@ -45,6 +45,7 @@ from plaid_relay_async.cli.options import (
     InputOptions,
     OptionalReportToken,
     OutputPath,
+    Port,
     RelayToken,
     ReportToken,
     Strict,
@@ -381,7 +382,7 @@ def revoke(
 @app.command
 def simulate(
     *,
-    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
+    port: Port = 0,
     client: Annotated[
         list[str] | None,
         Parameter(
@@ -398,9 +399,7 @@ def simulate(
 
 
 @app.command
-def console(
-    *, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0
-) -> ExitStatus:
+def console(*, port: Port = 0) -> ExitStatus:
     """Run the gateway's web console on a local Plaid simulator until interrupted."""
     return signals.run(run_console(port, signals))
 

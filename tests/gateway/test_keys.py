@@ -32,7 +32,8 @@ BINDINGS = st.fixed_dictionaries(
         "credentials": st.from_regex("[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}", fullmatch=True),
         "operations": st.sets(st.sampled_from(ALL_OPERATIONS), min_size=1),
         "partners": st.none() | st.sets(PARTNERS, min_size=1),
-        "rate": st.none() | st.builds(RateLimit, st.integers(1), st.integers(1) | st.floats(0.001, 1e9)),
+        "rate": st.none()
+        | st.builds(RateLimit, st.integers(1, sys.maxsize), st.integers(1) | st.floats(0.001, 1e9)),
     },
 )
 

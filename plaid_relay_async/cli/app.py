@@ -301,9 +301,8 @@ def refresh(
         read_token(relay_token, "RELAY_TOKEN"),
     )
     file = open_stdout()
-    try:
-        response = run_write_call(client, lambda: client.relay.refresh(token), late_outcomes)
-    except KeyboardInterrupt:
+    response = run_write_call(client, lambda: client.relay.refresh(token), late_outcomes)
+    if response is None:
         print_message("interrupted: the outcome of the refresh is unknown")
         return ExitStatus.UNKNOWN
     return write_token_response(file, to_json(response, indent=2) + b"\n", to_json(response) + b"\n")
@@ -333,9 +332,8 @@ def remove(
         async with existing_journal or contextlib.nullcontext():
             return await client.relay.remove(token, journal=existing_journal)
 
-    try:
-        response = run_write_call(client, removal, late_outcomes)
-    except KeyboardInterrupt:
+    response = run_write_call(client, removal, late_outcomes)
+    if response is None:
         print_message("interrupted: the outcome of the removal is unknown; removing the token again is safe")
         return ExitStatus.UNKNOWN
     properties = {**response.additional_properties, "inferred": response.inferred}

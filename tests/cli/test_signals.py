@@ -321,8 +321,8 @@ def test_nohup(start, spawn, partners):
 
 
 @pytest.fixture
-def unresponsive_database():
-    """Run a database server that never responds; return its URL and its connections."""
+def unresponsive_server():
+    """Run a server that never responds; return its address and its connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections = []
 
@@ -335,7 +335,7 @@ def unresponsive_database():
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield f"postgresql://user@127.0.0.1:{server.getsockname()[1]}/database", connections
+        yield f"127.0.0.1:{server.getsockname()[1]}", connections
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         for each in connections:
@@ -343,16 +343,34 @@ def unresponsive_database():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_journal_that_does_not_open(plaid, spawn, partners, unresponsive_database, number):
+def test_a_journal_that_does_not_open(plaid, spawn, partners, unresponsive_server, number):
     """A signal ends a batch that waits for its journal; nothing was sent."""
-    url, connections = unresponsive_database
-    args = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
+    address, connections = unresponsive_server
+    journal = f"postgresql://user@{address}/database"
+    args = ("bulk", partners(3), "--report-token", REPORT, "--journal", journal, "--run", "r")
     with ignoring_signals():
         process = spawn(*args)
     wait_until(lambda: connections)
     process.send_signal(number)
     out, errors = process.communicate()
     assert (process.returncode, out, "interrupted" in errors) == (1, "", True)
+    assert not plaid.requests
+
+
+@pytest.mark.parametrize("args", [["refresh"], ["remove"], ["remove", "--journal"]])
+def test_a_single_call_that_was_not_sent(plaid, spawn, monkeypatch, unresponsive_server, args):
+    """A signal during the TLS handshake, or while the journal opens, leaves no unknown outcome."""
+    address, connections = unresponsive_server
+    if "--journal" in args:
+        args = [*args, f"postgresql://user@{address}/database"]
+    else:
+        monkeypatch.setenv("PLAID_BASE_URL", f"https://{address}")
+    with ignoring_signals():
+        process = spawn(*args, "credit-relay-sandbox-1")
+    wait_until(lambda: connections)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate()
+    assert (process.returncode, out, errors.splitlines()[-1]) == (1, "", "plaid-relay: interrupted")
     assert not plaid.requests
 
 

@@ -776,7 +776,8 @@ async def test_an_error_of_a_report_stops_the_requests_for_that_report(plaid, cl
         assert isinstance(each.error, InvalidRequestError)
         assert (each.error.sent, each.error.attempts, each.error.status) == (False, 0, 400)
         assert each.request_id is each.error.request_id is None
-        assert "not sent after 3 errors of the same report: Plaid answered INVALID_ASSET" in str(each.error)
+        problem = "not sent after 3 errors of the same report: Plaid responded with INVALID_ASSET"
+        assert problem in str(each.error)
         assert "mistyped" not in str(each.error)
     assert len({id(each.error) for each in unsent}) == len(unsent)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import string
 from datetime import UTC, date, datetime, timedelta
@@ -366,6 +367,21 @@ def test_a_read_that_is_no_object_is_an_error(body, problem):
     with pytest.raises(ResponseDecodeError) as caught:
         get(body)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "problem"),
+    [
+        (lambda cls: codec.from_json(b"", cls), "the stored record is empty at $"),
+        (lambda cls: codec.from_json(b'{"removed":', cls), "the stored record isn't JSON (Expecting value, "),
+        (lambda cls: codec.structure({"x": math.inf}, cls), "the stored record contains an invalid number"),
+    ],
+)
+def test_stored_json_that_is_corrupt_is_an_error(read, problem):
+    """The error is about the stored record, and not about a response."""
+    with pytest.raises(ResponseDecodeError) as caught:
+        read(models.RelayRemoveResponse)
+    assert str(caught.value).startswith(problem)
 
 
 def test_a_byte_order_mark_is_ignored():

@@ -126,6 +126,7 @@ def test_a_limiter_belongs_to_one_event_loop():
     ("create", "message"),
     [
         (lambda: RateLimit(0), "count must be a whole number of 1 or more"),
+        (lambda: RateLimit(10**20), "count must be a whole number of 1 or more, not such a large number"),
         (lambda: RateLimit(1.5), "count must be a whole number of 1 or more"),
         (lambda: RateLimit(5, 0), "per must be a finite number of seconds, above 0"),
         (lambda: RateLimit(5, math.nan), "per must be a finite number of seconds, above 0"),

@@ -296,7 +296,7 @@ async def test_a_proxy_that_rejects_calls_stops_a_batch(clean_logs, status, advi
     error = result.failed[0].error
     assert isinstance(error, NotSentError)
     assert error.shared
-    assert f"the proxy answered {status}" in str(error)
+    assert f"the proxy responded with {status}" in str(error)
     assert f"proxy: http://127.0.0.1:{proxy.port}" in str(error)
     assert advice in str(error)
     assert SECRET not in str(error)
@@ -356,7 +356,7 @@ async def test_a_gateway_whose_proxy_rejects_calls_reports_that_nothing_was_sent
             with pytest.raises(PlaidServerError) as caught:
                 await client.relay.create(["t"], "p")
     assert caught.value.error_code == "UPSTREAM_UNREACHABLE"
-    assert f"the proxy answered 403 (ClientHttpProxyError); proxy: http://127.0.0.1:{proxy.port}" in (
+    assert f"the proxy responded with 403 (ClientHttpProxyError); proxy: http://127.0.0.1:{proxy.port}" in (
         caplog.text
     )
     assert SECRET not in caplog.text

@@ -370,7 +370,9 @@ async def test_a_duplicate_allow_duplicates(plaid, client, report):
     result = await client.relay.create_many(twice)
     assert result.counts == {"created": 1, "failed": 1}
     assert isinstance(result.failed[0].error, DuplicateRequestError)
-    assert "pass allow_duplicates=True" in str(result.failed[0].error)
+    error = str(result.failed[0].error)
+    assert "pass allow_duplicates=True to a batch" in error
+    assert 'on_existing="create" to the Journal' in error
     assert (await client.relay.create_many(twice, allow_duplicates=True)).counts == {"created": 2}
 
 

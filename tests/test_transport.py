@@ -168,7 +168,7 @@ async def test_a_lost_attempt_outweighs_a_later_rejection(plaid, client):
 
 
 async def test_a_lost_attempt_outweighs_a_pause_that_is_too_long(plaid, client):
-    """In a batch, too, a creation in doubt stays unknown, whatever Plaid answers to the next attempt."""
+    """In a batch, too, a creation in doubt stays unknown, whatever Plaid responds to the next attempt."""
     plaid.fail(
         Fault(path=CREATE, close=True, when="after", times=1),
         Fault(path=CREATE, status=429, headers={"Retry-After": "301"}),

@@ -33,6 +33,27 @@ ReadResult: TypeAlias = BatchResult[Fetched[R], Never]
 
 
 @frozen
+class Identity:
+    """The fields that identify a request, or its report.
+
+    Attributes:
+        names: the names of the fields.
+    """
+
+    names: tuple[str, ...]
+
+    def digest(self, request: object) -> bytes:
+        """Return a digest of the fields of a request: it takes little memory, and shows no token."""
+        parts: list[str] = []
+        for name in self.names:
+            value = getattr(request, name)
+            # The order of report tokens makes no difference to Plaid.
+            parts += [value] if isinstance(value, str) else sorted(value)
+        # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()
+
+
+@frozen
 class BatchOperation(Generic[OutcomeT, ResultT]):
     """The properties of an operation that a batch depends on.
 
@@ -42,20 +63,18 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
             that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
             removed.
         result_type: the class of the result of its batch.
-        identity: the names of the fields that identify a request: if they are equal, two requests are
-            duplicates.
+        identity: the fields that identify a request: if they are equal, two requests are duplicates.
         duplicate_message: the message of the error of a duplicate.
-        report_identity: the names of the fields that identify a request's report; none if requests don't
-            share reports.
+        report_identity: the fields that identify a request's report; `None` if requests don't share reports.
         advice: what to do about an unknown outcome.
     """
 
     endpoint: codec.Endpoint[Any, Any]
     build_success: Callable[..., OutcomeT]
     result_type: Callable[[], ResultT]
-    identity: tuple[str, ...] = ("relay_token",)
+    identity: Identity = Identity(("relay_token",))
     duplicate_message: str = "this relay token is already in the batch"
-    report_identity: tuple[str, ...] = ()
+    report_identity: Identity | None = None
     advice: str = OutcomeUnknownError.advice
 
     @cached_property
@@ -140,9 +159,9 @@ CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
     codec.RELAY_CREATE,
     Created,
     CreationResult,
-    identity=("report_tokens", "secondary_client_id"),
+    identity=Identity(("report_tokens", "secondary_client_id")),
     duplicate_message="this pair of report and partner is already in the batch",
-    report_identity=("report_tokens",),
+    report_identity=Identity(("report_tokens",)),
 )
 GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
     BatchOperation(codec.RELAY_GET, Fetched, BatchResult)
@@ -163,14 +182,3 @@ REMOVE: Final[BatchOperation[Removed | Failed | Unknown, BatchResult[Removed, Un
 OPERATIONS: Final[Mapping[str, BatchOperation[Any, Any]]] = {
     operation.endpoint.path: operation for operation in (CREATE, GET, GET_PDF, REFRESH, REMOVE)
 }
-
-
-def digest_of(request: object, identity: tuple[str, ...]) -> bytes:
-    """Return a digest of the named fields of a request: it takes little memory, and shows no token."""
-    parts: list[str] = []
-    for name in identity:
-        value = getattr(request, name)
-        # The order of report tokens makes no difference to Plaid.
-        parts += [value] if isinstance(value, str) else sorted(value)
-    # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()

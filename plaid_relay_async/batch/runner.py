@@ -103,11 +103,8 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     def __await__(self) -> Generator[None, None, ResultT]:
         """Run the batch to its end and return its result."""
-        return self._run_to_result().__await__()
-
-    async def _run_to_result(self) -> ResultT:
         runner = self._start(streamed=False)
-        await self.sending.wait_or_drain(runner)
+        yield from self.sending.wait_or_drain(runner).__await__()
         self._raise_error()
         return self.result
 

@@ -28,10 +28,6 @@ SHARED_ERROR_LIMIT: Final = 3
 _MAX_TRACKED_REPORTS: Final = 256
 
 
-class SendingStoppedError(Exception):
-    """The request must not be sent, because the batch, or the requests for its report, have stopped."""
-
-
 class DrainableCall(Protocol):
     """A call that a drain may have to wait for."""
 
@@ -117,7 +113,7 @@ class Sending:
 
     def report_stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for a request's report, or `None`."""
-        if self.report_identity is None or not self.report_errors:
+        if self.report_identity is None:
             return None
         count, error = self.report_errors.get(self.report_identity.digest(request), (0, None))
         return error if count >= SHARED_ERROR_LIMIT else None
@@ -135,7 +131,7 @@ class Sending:
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0
-                if self.report_identity is not None and self.report_errors:
+                if self.report_errors and self.report_identity is not None:
                     self.report_errors.pop(self.report_identity.digest(outcome.request), None)
         elif error is not None:
             if self.report_identity is not None and affects_report(error):

@@ -58,7 +58,7 @@ class Sending:
     """
 
     drain_timeout: float
-    drains: DrainTracker = field(factory=DrainTracker)
+    drains: DrainTracker
     report_identity: Identity | None = None
     reader: RequestReader | None = None
     result: BatchResult[Any, Any] = field(factory=BatchResult)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeAlias
 
 from attrs import frozen
@@ -77,7 +76,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     report_identity: Identity | None = None
     advice: str = OutcomeUnknownError.advice
 
-    @cached_property
+    @property
     def is_safe(self) -> bool:
         """Whether the operation changes nothing, so that no outcome is ever unknown.
 

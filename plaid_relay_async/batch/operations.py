@@ -39,7 +39,7 @@ class Identity:
         names: the names of the fields.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def digest(self, request: object) -> bytes:
         """Return a digest of the fields of a request: it takes little memory, and shows no token."""
@@ -64,7 +64,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
         result_type: the class of the result of its batch.
         identity: the fields that identify a request: if they are equal, two requests are duplicates.
         duplicate_message: the message of the error of a duplicate.
-        report_identity: the fields that identify a request's report; `None` if requests don't share reports.
+        report_identity: the fields that identify a request's report; none if requests don't share reports.
         advice: what to do about an unknown outcome.
     """
 
@@ -73,7 +73,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     result_type: Callable[[], ResultT]
     identity: Identity = Identity(("relay_token",))
     duplicate_message: str = "this relay token is already in the batch"
-    report_identity: Identity | None = None
+    report_identity: Identity = Identity()
     advice: str = OutcomeUnknownError.advice
 
     @property

@@ -59,7 +59,7 @@ class Sending:
 
     drain_timeout: float
     drains: DrainTracker
-    report_identity: Identity | None = None
+    report_identity: Identity = field(factory=Identity)
     reader: RequestReader | None = None
     result: BatchResult[Any, Any] = field(factory=BatchResult)
     calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)
@@ -113,8 +113,6 @@ class Sending:
 
     def report_stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for a request's report, or `None`."""
-        if self.report_identity is None:
-            return None
         count, error = self.report_errors.get(self.report_identity.digest(request), (0, None))
         return error if count >= SHARED_ERROR_LIMIT else None
 
@@ -131,10 +129,10 @@ class Sending:
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0
-                if self.report_errors and self.report_identity is not None:
+                if self.report_errors:
                     self.report_errors.pop(self.report_identity.digest(outcome.request), None)
         elif error is not None:
-            if self.report_identity is not None and affects_report(error):
+            if self.report_identity.names and affects_report(error):
                 self._count_report_error(self.report_identity.digest(outcome.request), error)
             self._shared_error_count += affects_all_requests(error)
             pause_too_long = isinstance(error, RateLimitError | WaitTooLongError) and error.exceeds_max_pause

@@ -74,7 +74,8 @@ def slow(session: nox.Session) -> None:
 def full_size(session: nox.Session) -> None:
     """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
-    sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "state_machine", "stress")]
+    names = ("errors", "end_to_end", "state_machine", "stress")
+    sized = ["tests/batch", *(f"tests/test_{name}.py" for name in names)]
     specification = [f"tests/test_{name}.py" for name in ("specification", "drift")]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
@@ -124,8 +125,7 @@ def python_backoff(session: nox.Session) -> None:
     # Both install the same files, so remove whichever is installed.
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
     session.install("python-backoff>=3")
-    names = ("batch", "errors", "batch_operations", "statistics", "transport")
-    retries = [f"tests/test_{name}.py" for name in names]
+    retries = ["tests/batch", *(f"tests/test_{name}.py" for name in ("errors", "statistics", "transport"))]
     session.run(*DEVELOPMENT, "-m", "pytest", *(session.posargs or retries))
 
 

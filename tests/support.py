@@ -1,4 +1,4 @@
-"""Credentials, retry settings, subprocesses and a journal that several test modules use."""
+"""Paths of operations, credentials, retry settings, subprocesses and a journal that several test modules use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from attrs import define
 from processes import wait_until_async
 
 from plaid_relay_async import Credentials, RetryPolicy
-from plaid_relay_async.batch import Batch, BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from plaid_relay_async.batch import CallContext
     from plaid_relay_async.transport.throttle import Throttle
 
+CREATE, GET, PDF = "/credit/relay/create", "/credit/relay/get", "/credit/relay/pdf/get"
+REFRESH, REMOVE = "/credit/relay/refresh", "/credit/relay/remove"
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
 QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
@@ -43,13 +44,6 @@ def throttle_of(client: RelayClient, path: str) -> Throttle:
 def max_in_window(moments, length):
     """Return the largest number of moments in any half-open window of `length` seconds."""
     return max(sum(start <= moment < start + length for moment in moments) for start in moments)
-
-
-def batch_of(
-    operation: Any, requests: Any, send: Any, *, drain_timeout: float, **options: Any
-) -> Batch[Any, Any]:
-    """Return a batch that calls a function for each request, without a client."""
-    return Batch(operation, requests, send, BatchSettings(**options), drain_timeout=drain_timeout)
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async import RelayClient
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.simulator import Simulator
     from plaid_relay_async.transport.throttle import Throttle
 
 CREATE, GET, PDF = "/credit/relay/create", "/credit/relay/get", "/credit/relay/pdf/get"
@@ -25,6 +26,8 @@ REFRESH, REMOVE = "/credit/relay/refresh", "/credit/relay/remove"
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
 QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
+MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+BOTH_EXCHANGES = pytest.mark.parametrize("direct", [True, False], ids=["directly", "through a session"])
 
 
 def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
@@ -39,6 +42,11 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
 def throttle_of(client: RelayClient, path: str) -> Throttle:
     """Return the throttle of one of a client's operations."""
     return client._transport.throttles[path]
+
+
+def issued_tokens(plaid: Simulator) -> list[str]:
+    """Return the relay tokens that a simulator has issued, in order."""
+    return [entry["relay_token"] for entry in plaid.ledger]
 
 
 def max_in_window(moments, length):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from connect_proxy import ConnectProxy
+from servers import echoing
 from support import OWNER, QUICK
-from test_session import echoing
 
 from plaid_relay_async import (
     ConfigurationError,

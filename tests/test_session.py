@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import ssl
 import subprocess
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 import trustme
-from aiohttp import web
+from servers import echoing
 from support import OWNER, QUICK
 
 from plaid_relay_async import (
@@ -216,32 +215,6 @@ async def test_a_closed_client_causes_no_warning(plaid):
 
 
 # ---------------------------------------------------------------------------------------- what is sent
-
-
-@contextlib.asynccontextmanager
-async def echoing(tls: ssl.SSLContext | None = None):
-    """Run a server that sets a cookie, records requests, and responds with the yielded status and headers."""
-    requests = []
-    settings = {"status": 200, "headers": {}}
-
-    async def respond(request: web.Request) -> web.Response:
-        requests.append((request.path_qs, dict(request.headers), await request.read()))
-        response = web.json_response(
-            {"removed": True, "request_id": "q"}, status=settings["status"], headers=settings["headers"]
-        )
-        response.set_cookie("tracking", "you")
-        return response
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", respond)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-    port = runner.addresses[0][1]
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", requests, settings
-    finally:
-        await runner.cleanup()
 
 
 @pytest.fixture

@@ -6,7 +6,13 @@ import pytest
 from journal_support import CREATE, KEY, tokens_per_partner
 from support import OWNER, QUICK
 
-from plaid_relay_async import DuplicateRequestError, OutcomeUnknownError, RelayClient, RelayCreateRequest
+from plaid_relay_async import (
+    DuplicateRequestError,
+    JournalError,
+    OutcomeUnknownError,
+    RelayClient,
+    RelayCreateRequest,
+)
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
@@ -41,16 +47,25 @@ async def test_each_spelling_of_a_host_is_the_same_namespace(plaid, report, url,
         ("http://127.1:8080", "127.0.0.1:8080"),
     ],
 )
-def test_the_normal_spelling_of_a_host(typed, normal):
+async def test_the_normal_spelling_of_a_host(typed, normal):
     """The normal spelling is in lower case and IDNA, without a default port or a trailing dot."""
-    transport = RelayClient(OWNER, base_url=typed).relay._transport
-    assert transport.host == normal
-    assert transport.host_as_typed == typed.partition("//")[2]
+    contexts = []
+
+    class Asked:
+        async def acquire_recorder(self, _request, context):
+            contexts.append(context)
+            raise JournalError("no more is needed")
+
+    async with RelayClient(OWNER, base_url=typed) as client:
+        with pytest.raises(JournalError):
+            await client.relay.create(["report"], "p", journal=Asked())
+    (context,) = contexts
+    assert (context.host, context.legacy_host) == (normal, typed.partition("//")[2])
 
 
-async def create_in_legacy_namespace(client, report, url, run, partners, **settings):
+async def create_in_legacy_namespace(plaid, client, report, url, run, partners, **settings):
     """Create as an earlier version did, which used the host as it was typed."""
-    namespace = f"LOCALHOST:{client.relay._transport.host.rpartition(':')[2]} {OWNER.client_id}"
+    namespace = f"LOCALHOST:{plaid.url.rpartition(':')[2]} {OWNER.client_id}"
     async with Journal(url, run=run, key=KEY, namespace=namespace, **settings) as journal:
         requests = RelayCreateRequest.fan_out([report], partners)
         return await client.relay.create_many(requests, journal=journal)
@@ -62,7 +77,7 @@ async def test_records_under_another_spelling_are_found(plaid, report, url):
     plaid.fail(Fault(path=CREATE, secondary_client_id="failed", status=400))
     partners = ["made", "unknown", "failed"]
     async with client_for_host(plaid, "LOCALHOST") as client:
-        first = await create_in_legacy_namespace(client, report, url, "x", partners)
+        first = await create_in_legacy_namespace(plaid, client, report, url, "x", partners)
         plaid.clear_faults()
         sent = len(plaid.requests)
         for host in ("LOCALHOST", "localhost"):
@@ -79,7 +94,7 @@ async def test_a_pair_under_another_spelling_is_unknown_again_after_removal(plai
     """Once the token of the retry is removed, the pair is unknown again."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with client_for_host(plaid, "LOCALHOST") as client:
-        await create_in_legacy_namespace(client, report, url, "x", ["p"])
+        await create_in_legacy_namespace(plaid, client, report, url, "x", ["p"])
         plaid.clear_faults()
         async with Journal(url, run="y", key=KEY, retry_unknown=True) as journal:
             response = await client.relay.create([report], "p", journal=journal)
@@ -94,7 +109,7 @@ async def test_rows_under_two_spellings_leave_one_current(plaid, report, url):
     plaid.fail(Fault(path=CREATE, status=400))
     async with client_for_host(plaid, "localhost") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create_many([RelayCreateRequest([report], "p")], journal=journal)
-        await create_in_legacy_namespace(client, report, url, "x", ["p"])
+        await create_in_legacy_namespace(plaid, client, report, url, "x", ["p"])
     plaid.clear_faults()
     async with client_for_host(plaid, "LOCALHOST") as client, Journal(url, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal, retry_failed=True)
@@ -107,7 +122,7 @@ async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid,
     async with client_for_host(plaid, "localhost") as client:
         async with Journal(url, run="x", key=KEY) as journal:
             one = await client.relay.create([report], "p", journal=journal)
-        two = (await create_in_legacy_namespace(client, report, url, "y", ["p"])).created[0]
+        two = (await create_in_legacy_namespace(plaid, client, report, url, "y", ["p"])).created[0]
     async with client_for_host(plaid, "LOCALHOST") as client:
         for run, own in (("x", one), ("y", two)):
             async with Journal(url, run=run, key=KEY) as journal:

@@ -13,6 +13,7 @@ from journal_support import (
     cancelled_before_sending,
     create_in_run,
     creation_requests,
+    execute,
     gated_responses,
     read_records,
     tokens_per_partner,
@@ -210,7 +211,7 @@ async def test_an_intent_of_an_ended_worker_is_unknown(plaid, client, report, ur
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY) as journal:
         statement = schema.entries.update().values(state="begun", token=None)
-        await journal._run_transaction(lambda connection: connection.execute(statement).close())
+        await execute(url, statement)
         assert (await journal.status("x")).counts == {"unknown": 1}
         with pytest.raises(OutcomeUnknownError):
             await client.relay.create([report], "p", journal=journal)
@@ -262,7 +263,7 @@ async def test_retry_unknown_does_not_wait_for_an_ended_process(plaid, client, r
         await client.relay.create([report], "p", journal=journal)
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
         statement = schema.entries.update().values(state="begun", token=None)
-        await journal._run_transaction(lambda connection: connection.execute(statement).close())
+        await execute(url, statement)
         async with asyncio.timeout(30):
             assert await client.relay.create([report], "p", journal=journal)
     assert tokens_per_partner(plaid) == {"p": 2}

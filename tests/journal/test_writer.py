@@ -7,7 +7,7 @@ import math
 
 import pytest
 from attrs import evolve
-from journal_support import CREATE, KEY, creation_requests
+from journal_support import CREATE, KEY, CapturingJournal, creation_requests, execute
 from sqlalchemy import text
 from support import MAINTENANCE, QUICK
 
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 async def test_an_intent_on_a_changed_row_loses_the_race(client, report, url):
     """An intent isn't recorded if its row, or a row that it retires, isn't in the expected state."""
     async with Journal(url, run="x", key=KEY) as journal:
-        await client.relay.create([report], "p", journal=journal)
-        writer = journal._open_resources.coordinator.writer
-        query = text("SELECT pair FROM relay_entries")
-        (pair,) = await journal._run_transaction(lambda connection: connection.execute(query).scalars().all())
+        capturing = CapturingJournal(journal)
+        await client.relay.create([report], "p", journal=capturing)
+        writer = capturing.writer
+        ((pair,),) = await execute(url, text("SELECT pair FROM relay_entries"))
         row = (await writer.look_up_pair(pair)).holding
         changed = evolve(row, state=CreationState.UNKNOWN)
         for intent in (
@@ -47,8 +47,9 @@ async def test_an_intent_on_a_changed_row_loses_the_race(client, report, url):
 async def test_an_intent_is_granted_with_the_remaining_lease(client, report, url):
     """A granted intent has the seconds that the lease has left: without a limit on SQLite."""
     async with Journal(url, run="x", key=KEY, lease=20) as journal:
-        await client.relay.create([report], "p", journal=journal)
-        writer = journal._open_resources.coordinator.writer
+        capturing = CapturingJournal(journal)
+        await client.relay.create([report], "p", journal=capturing)
+        writer = capturing.writer
         result = await writer.submit(RecordIntent(writer.row_values("pair", "q", None)))
     assert isinstance(result, IntentGranted)
     assert 0 < result.lease_remaining <= (20 if "://" in url else math.inf)
@@ -59,10 +60,11 @@ async def test_an_intent_after_the_lease_is_not_recorded(client, report, postgre
     """The result says that the lease has expired, and no row is written; an outcome is still recorded."""
     await postgres.reset()
     async with Journal(postgres.url, run="x", key=KEY) as journal:
-        await client.relay.create([report], "p", journal=journal)
+        capturing = CapturingJournal(journal)
+        await client.relay.create([report], "p", journal=capturing)
         ((row,),) = await postgres.execute("SELECT id FROM relay_entries")
         await postgres.execute("UPDATE relay_holders SET expires_at = 0")
-        writer = journal._open_resources.coordinator.writer
+        writer = capturing.writer
         intent = RecordIntent(writer.row_values("pair", "q", None))
         outcome = outcome_command(row, CreationState.UNKNOWN)
         results = await asyncio.gather(writer.submit(intent), writer.submit(outcome))
@@ -75,11 +77,11 @@ async def test_an_outcome_that_is_written_twice_changes_no_later_outcome(plaid, 
     async with Journal(url, run="x", key=KEY) as x, Journal(url, run="x", key=KEY) as y:
         plaid.fail(Fault(path=CREATE, status=503, body=MAINTENANCE))
         short = evolve(QUICK, max_pause=0.001)
-        await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
+        capturing = CapturingJournal(x)
+        await client.relay.create_many(creation_requests(report, 1), journal=capturing, retry=short)
         plaid.clear_faults()
-        query = text("SELECT id FROM relay_entries")
-        (row,) = await x._run_transaction(lambda connection: connection.execute(query).scalars().all())
+        ((row,),) = await execute(url, text("SELECT id FROM relay_entries"))
         response = await client.relay.create([report], "p0", journal=y)
-        await x._open_resources.coordinator.writer.submit(outcome_command(row, CreationState.FAILED))
-        await x._open_resources.coordinator.writer.submit(outcome_command(row, CreationState.UNKNOWN))
+        await capturing.writer.submit(outcome_command(row, CreationState.FAILED))
+        await capturing.writer.submit(outcome_command(row, CreationState.UNKNOWN))
         assert (await client.relay.create([report], "p0", journal=x)).relay_token == response.relay_token

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async import RelayClient
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.session import SessionManager
     from plaid_relay_async.simulator import Simulator
     from plaid_relay_async.transport.throttle import Throttle
 
@@ -37,6 +38,11 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
         pytest.param(*row, marks=[] if number % step == 0 else [pytest.mark.slow])
         for number, row in enumerate(rows)
     ]
+
+
+def session_of(client: RelayClient) -> SessionManager:
+    """Return the manager of a client's connection pool."""
+    return client._session
 
 
 def throttle_of(client: RelayClient, path: str) -> Throttle:

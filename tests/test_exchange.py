@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import trustme
 from servers import echoing, read_request, serving
-from support import BOTH_EXCHANGES, OWNER, PARTNER, QUICK
+from support import BOTH_EXCHANGES, OWNER, PARTNER, QUICK, session_of
 
 from plaid_relay_async import ConfigurationError, OutcomeUnknownError, RelayClient
 from plaid_relay_async.exchange import DirectExchange, RequestBody, SessionExchange
@@ -23,7 +23,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(TOKEN), TOKEN)
 
 
 def exchange_type(client: RelayClient) -> type:
-    return type(client._session.get_exchange())
+    return type(session_of(client).get_exchange())
 
 
 async def test_which_exchange_a_client_uses():

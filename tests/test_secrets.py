@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
-from support import QUICK
+from support import QUICK, session_of
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -241,7 +241,7 @@ async def test_no_repr_shows_a_secret(clean_logs):
             plaid,
             *plaid.requests,
         ]
-        objects += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
+        objects += [*result.created, *result.failed, *result.unknown, vars(client), vars(session_of(client))]
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
         objects += [public, item, await client.asset_report.create([item.access_token], 5)]

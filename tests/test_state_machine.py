@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from journal_support import KEY
-from support import OWNER, RecordingJournal
+from support import OWNER, RecordingJournal, session_of
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -424,7 +424,7 @@ class Machine(RuleBasedStateMachine):
             await self._resume()
         await self.plaid.close()
         self.folder.cleanup()
-        assert {client._session.slots._value for client in self.clients} == {CONNECTIONS}
+        assert {session_of(client).slots._value for client in self.clients} == {CONNECTIONS}
         await steps(3)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -13,6 +13,7 @@ import aiosqlite
 import pytest
 from attrs import define, field
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -21,8 +22,6 @@ from plaid_relay_async.simulator import Fault
 
 # They are constant, because they are parts of test ids.
 KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
-CREATE = "/credit/relay/create"
-REMOVE = "/credit/relay/remove"
 
 
 def random_faults(times):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from cancellation_support import CANCELLATIONS, act_once_sent
 from journal_support import KEY
-from support import CREATE, GET, OWNER, REMOVE, python_process, timeout_when
+from support import CREATE, GET, OWNER, REMOVE, issued_tokens, python_process, timeout_when
 
 from plaid_relay_async import JournalError, RelayClient, RelayCreateRequest, Timeouts
 from plaid_relay_async.cancellation import DrainTracker, run_to_completion
@@ -149,7 +149,7 @@ async def test_a_cancelled_call_with_a_journal_drains(plaid, client, tmp_path, c
         await cancelled(plaid, CREATE, lambda: client.relay.create([report], "partner", journal=journal))
         plaid.clear_faults()
         again = await client.relay.create([report], "partner", journal=journal)
-        assert [entry["relay_token"] for entry in plaid.ledger] == [again.relay_token]
+        assert issued_tokens(plaid) == [again.relay_token]
         plaid.fail(Fault(when="after", latency=0.3))
         await cancelled(plaid, REMOVE, lambda: client.relay.remove(again.relay_token, journal=journal))
         assert (await journal.status("default")).counts == {"removed": 1}

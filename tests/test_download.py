@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from processes import open_files, running_process_async, wait_until_async
 from servers import read_request, serving
-from support import OWNER, QUICK
+from support import OWNER, PDF, QUICK
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -27,7 +27,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault
 
-PDF = "/credit/relay/pdf/get"
 NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
 HALF = "%PDF-1.4 and so on, but without an end"
 

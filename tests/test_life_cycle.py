@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from cancel_points import CancelPoint
 from fault_proxy import PASS, FaultProxy
-from support import OWNER, QUICK, python_process, session_of, timeout_when
+from support import CREATE, OWNER, QUICK, python_process, session_of, timeout_when
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -27,7 +27,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault
 
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 CONNECTIONS = 2
 
 

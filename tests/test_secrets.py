@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
-from support import QUICK, session_of
+from support import CREATE, GET, QUICK, REMOVE, session_of
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -24,8 +24,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.simulator import Fault, Simulator
-
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 
 ECHO = {
     "error_message": f"{SECRET} and {REPORT_TOKEN} and credit-relay-sandbox-x",

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from batch_support import MANY, batch_of, create_requests, partner_names
-from support import CREATE, OWNER
+from support import CREATE, MAINTENANCE, OWNER
 
 from plaid_relay_async import (
     Created,
@@ -114,8 +114,7 @@ async def test_a_pause_that_is_too_long_stops_the_batch(plaid, client):
 
 async def test_pauses_that_add_up_stop_the_batch(plaid):
     """Many short pauses without a success in between count as a long one; planned maintenance counts alike."""
-    maintenance = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
-    plaid.fail(Fault(path=CREATE, status=503, body=maintenance))
+    plaid.fail(Fault(path=CREATE, status=503, body=MAINTENANCE))
     policy = RetryPolicy(backoff=0.02, max_backoff=0.02, max_pause=0.1)
     async with RelayClient(OWNER, base_url=plaid.url, retry=policy) as client:
         result = await client.relay.create_many(create_requests(plaid, 10), concurrency=2)

@@ -7,19 +7,11 @@ from collections import Counter
 
 import pytest
 from attrs import evolve
-from journal_support import (
-    CREATE,
-    KEY,
-    OTHER_KEY,
-    create_in_run,
-    creation_requests,
-    read_records,
-    tokens_per_partner,
-)
+from journal_support import KEY, OTHER_KEY, create_in_run, creation_requests, read_records, tokens_per_partner
 from processes import wait_until_async
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import MAINTENANCE, OWNER, QUICK, RecordingJournal
+from support import CREATE, MAINTENANCE, OWNER, QUICK, RecordingJournal, issued_tokens
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -384,4 +376,4 @@ async def test_a_journal_belongs_to_the_event_loop_that_opened_it(plaid, client,
         await asyncio.to_thread(asyncio.run, elsewhere())
         assert plaid.counts[CREATE] == 0
         response = await client.relay.create([report], "first", journal=journal)
-    assert [entry["relay_token"] for entry in plaid.ledger] == [response.relay_token]
+    assert issued_tokens(plaid) == [response.relay_token]

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 
 import pytest
 from journal_support import (
-    CREATE,
     KEY,
     CapturingJournal,
     creation_requests,
@@ -22,7 +21,7 @@ from journal_support import (
 )
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER
+from support import CREATE, OWNER
 
 from plaid_relay_async import BatchStoppedError, JournalError, RelayClient, Timeouts
 from plaid_relay_async.journal import Journal, schema

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from journal_support import (
-    CREATE,
-    KEY,
-    CapturingJournal,
-    create_in_run,
-    creation_requests,
-    execute,
-    read_records,
-)
+from journal_support import KEY, CapturingJournal, create_in_run, creation_requests, execute, read_records
 from sqlalchemy import text
+from support import CREATE
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.schema import CreationState

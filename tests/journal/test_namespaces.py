@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from journal_support import CREATE, KEY, tokens_per_partner
-from support import OWNER, QUICK
+from journal_support import KEY, tokens_per_partner
+from support import CREATE, OWNER, QUICK
 
 from plaid_relay_async import (
     DuplicateRequestError,

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 from journal_support import (
     KEY,
-    REMOVE,
     cancelled_before_sending,
     create_in_run,
     creation_requests,
@@ -15,6 +14,7 @@ from journal_support import (
     read_records,
 )
 from sqlalchemy import text
+from support import REMOVE
 
 from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal

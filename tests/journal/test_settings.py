@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from cryptography.fernet import Fernet
-from journal_support import CREATE, KEY, OTHER_KEY, THIRD_KEY, creation_requests, execute, read_records
+from journal_support import KEY, OTHER_KEY, THIRD_KEY, creation_requests, execute, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER, python_process
+from support import CREATE, OWNER, python_process
 
 from plaid_relay_async import ConfigurationError, JournalError, NotSentError, RelayClient
 from plaid_relay_async.journal import Journal, schema

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from journal_support import CREATE, KEY, create_in_run, creation_requests
+from journal_support import KEY, create_in_run, creation_requests
+from support import CREATE
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault

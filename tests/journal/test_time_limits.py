@@ -12,9 +12,10 @@ import warnings
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journal_support import CREATE, KEY, creation_requests, open_database, read_records, tokens_per_partner
+from journal_support import KEY, creation_requests, open_database, read_records, tokens_per_partner
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import BatchStoppedError, ConfigurationError, JournalError
 from plaid_relay_async.journal import Journal

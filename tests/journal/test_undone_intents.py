@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 from attrs import evolve
 from journal_support import (
-    CREATE,
     KEY,
     cancelled_before_sending,
     create_in_run,
@@ -19,7 +18,7 @@ from journal_support import (
     tokens_per_partner,
 )
 from processes import wait_until_async
-from support import MAINTENANCE, OWNER, QUICK
+from support import CREATE, MAINTENANCE, OWNER, QUICK
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal

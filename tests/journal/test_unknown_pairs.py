@@ -7,9 +7,7 @@ import asyncio
 import pytest
 from attrs import evolve
 from journal_support import (
-    CREATE,
     KEY,
-    REMOVE,
     cancelled_before_sending,
     create_in_run,
     creation_requests,
@@ -18,7 +16,7 @@ from journal_support import (
     read_records,
     tokens_per_partner,
 )
-from support import MAINTENANCE, OWNER, QUICK, python_process
+from support import CREATE, MAINTENANCE, OWNER, QUICK, REMOVE, python_process
 
 from plaid_relay_async import InvalidRequestError, JournalError, OutcomeUnknownError, RelayClient
 from plaid_relay_async.journal import Journal, schema

@@ -7,9 +7,9 @@ import math
 
 import pytest
 from attrs import evolve
-from journal_support import CREATE, KEY, CapturingJournal, creation_requests, execute
+from journal_support import KEY, CapturingJournal, creation_requests, execute
 from sqlalchemy import text
-from support import MAINTENANCE, QUICK
+from support import CREATE, MAINTENANCE, QUICK
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.schema import CreationState

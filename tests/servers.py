@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def serving(handle):
+async def serving(handle, scheme: str = "http"):
     """Run a bare TCP server; the test decides what it does with each connection."""
     connections = []
 
@@ -25,12 +25,17 @@ async def serving(handle):
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+        yield f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
     finally:
         server.close()
         for writer in connections:
             writer.close()
         await server.wait_closed()
+
+
+async def stay_silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Read until the connection ends, without a response, not even to a TLS handshake."""
+    await reader.read()
 
 
 async def read_request(reader: asyncio.StreamReader) -> None:

@@ -1,4 +1,4 @@
-"""Paths of operations, credentials, retry settings, subprocesses and a journal that several test modules use."""
+"""What several test modules use: paths of operations, credentials, retry settings, subprocesses, and objects of callers."""
 
 from __future__ import annotations
 
@@ -93,6 +93,13 @@ async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+class ClosedLimiter:
+    """A rate limiter that grants no permit."""
+
+    async def acquire(self, _endpoint: str) -> None:
+        await asyncio.Event().wait()
 
 
 class RecordingJournal:

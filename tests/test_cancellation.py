@@ -11,6 +11,7 @@ import anyio
 import pytest
 from cancellation_support import CANCELLATIONS, act_once_sent
 from journal_support import KEY
+from servers import serving, stay_silent
 from support import CREATE, GET, OWNER, REMOVE, issued_tokens, python_process, timeout_when
 
 from plaid_relay_async import JournalError, RelayClient, RelayCreateRequest, Timeouts
@@ -127,12 +128,12 @@ async def test_a_scope_of_anyio_catches_the_cancellation_of_a_call_that_connects
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         scope.cancel()
-        await reader.read()  # the handshake isn't answered
-        writer.close()
+        await stay_silent(reader, writer)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, RelayClient(OWNER, base_url=url, direct=direct, on_late_outcome=late.append) as client:
+    async with (
+        serving(accept, "https") as (url, _),
+        RelayClient(OWNER, base_url=url, direct=direct, on_late_outcome=late.append) as client,
+    ):
         with anyio.CancelScope() as scope:
             await client.relay.create(["report"], "partner")
     assert scope.cancelled_caught

@@ -11,7 +11,8 @@ import anyio
 import pytest
 from cancellation_support import CANCELLATIONS, act_once_sent, cancel_once_sent, listening
 from processes import wait_until_async
-from support import CREATE, GET, OWNER, REMOVE, RecordingJournal
+from servers import serving, stay_silent
+from support import CREATE, GET, OWNER, REMOVE, ClosedLimiter, RecordingJournal
 
 from plaid_relay_async import (
     Completed,
@@ -121,30 +122,22 @@ async def test_the_operations_whose_outcome_is_reported(plaid):
 
 async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
     """A call is cancelled immediately while it waits for a limiter, and while it connects."""
-
-    class Closed:
-        async def acquire(self, endpoint: str) -> None:
-            await asyncio.Event().wait()
-
-    async with listening(plaid, rate_limiter=Closed()) as (client, late):
+    async with listening(plaid, rate_limiter=ClosedLimiter()) as (client, late):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
         await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
-    accepted: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda reader, writer: accepted.append(writer), "127.0.0.1", 0)
-    context = ssl.create_default_context()
-    address = f"https://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
-    async with silent, listening(plaid, base_url=address, ssl=context) as (client, late):
+    async with (
+        serving(stay_silent, "https") as (url, accepted),
+        listening(plaid, base_url=url, ssl=ssl.create_default_context()) as (client, late),
+    ):
         task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
         await wait_until_async(lambda: accepted)
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), late) == (True, [])
         assert client.statistics().attempts == {"cancelled": 1}
-        for writer in accepted:
-            writer.transport.abort()
 
 
 async def test_a_call_that_is_cancelled_before_its_intent_has_no_late_outcome(plaid):

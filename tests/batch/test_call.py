@@ -16,6 +16,7 @@ from batch_support import (
     partner_names,
 )
 from processes import wait_until_async
+from servers import serving, stay_silent
 from support import CREATE, GET, OWNER, QUICK
 
 from plaid_relay_async import (
@@ -111,15 +112,11 @@ async def test_a_token_that_arrives_before_the_drain_ends_is_created(replay):
         await writer.drain()
         written.set()
         await reader.read()
-        writer.close()
 
     written = asyncio.Event()
-    server = await asyncio.start_server(respond_slowly, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    timeouts, policy = Timeouts(drain=0.1), RetryPolicy(replay=replay)
-    async with server, RelayClient(OWNER, base_url=url, timeouts=timeouts, retry=policy) as client:
-        rows = RelayCreateRequest.fan_out(["t"], ["p"])
-        async with client.relay.create_many(rows) as outcomes:
+    settings = {"timeouts": Timeouts(drain=0.1), "retry": RetryPolicy(replay=replay)}
+    async with serving(respond_slowly) as (url, _), RelayClient(OWNER, base_url=url, **settings) as client:
+        async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
             await written.wait()
             await asyncio.sleep(0.1)  # the response arrives
     (created,) = outcomes.result.created
@@ -136,12 +133,13 @@ async def test_a_status_that_arrives_before_the_drain_ends_decides(status, kind)
         await writer.drain()
         written.set()
         await reader.read()
-        writer.close()
 
     written = asyncio.Event()
-    server = await asyncio.start_server(respond_slowly, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
+    timeouts = Timeouts(drain=0.1)
+    async with (
+        serving(respond_slowly) as (url, _),
+        RelayClient(OWNER, base_url=url, timeouts=timeouts) as client,
+    ):
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
             await written.wait()
             await asyncio.sleep(0.1)  # the response arrives
@@ -151,14 +149,10 @@ async def test_a_status_that_arrives_before_the_drain_ends_decides(status, kind)
 
 async def test_a_call_that_connects_when_the_drain_ends_is_not_attempted():
     """If the TLS handshake isn't answered, nothing was sent, so nothing is unknown."""
-
-    async def stay_silent(reader, writer):
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
-    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client:
+    async with (
+        serving(stay_silent, "https") as (url, _),
+        RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.1)) as client,
+    ):
         async with client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"])) as outcomes:
             await asyncio.sleep(0.05)
     assert (len(outcomes.result.not_attempted), all_outcomes(outcomes.result)) == (1, [])

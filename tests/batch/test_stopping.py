@@ -15,7 +15,7 @@ from batch_support import (
     create_tokens,
     partner_names,
 )
-from support import CREATE, GET, OWNER, QUICK, timeout_when
+from support import CREATE, GET, OWNER, QUICK, ClosedLimiter, timeout_when
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -337,12 +337,7 @@ async def test_a_declined_call_that_waits_for_a_pause_fails_when_the_batch_is_le
 
 async def test_a_request_that_waits_for_the_limiter_is_not_attempted(plaid):
     """A request that waits for the rate limiter when the batch is left is in `not_attempted`."""
-
-    class Closed:
-        async def acquire(self, endpoint: str) -> None:
-            await asyncio.Event().wait()
-
-    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=ClosedLimiter()) as client:
         rows = create_requests(plaid, 20)
         async with client.relay.create_many(rows, concurrency=3) as outcomes:
             await asyncio.sleep(0.02)

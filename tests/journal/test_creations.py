@@ -11,7 +11,7 @@ from journal_support import KEY, OTHER_KEY, create_in_run, creation_requests, re
 from processes import wait_until_async
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import CREATE, MAINTENANCE, OWNER, QUICK, RecordingJournal, issued_tokens
+from support import CREATE, MAINTENANCE, OWNER, QUICK, ClosedLimiter, RecordingJournal, issued_tokens
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -302,12 +302,7 @@ async def test_a_single_call_overrides_the_retry_settings(plaid, client, report,
 
 async def test_a_creation_that_waits_for_admission_is_not_attempted(plaid, report, url):
     """It is recorded as not attempted, and a call that waits for a pair can be cancelled."""
-
-    class Closed:
-        async def acquire(self, endpoint):
-            await asyncio.Event().wait()
-
-    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=Closed()) as client:
+    async with RelayClient(OWNER, base_url=plaid.url, rate_limiter=ClosedLimiter()) as client:
         async with Journal(url, run="x", key=KEY) as journal:
             first = asyncio.ensure_future(
                 client.relay.create_many(creation_requests(report, 1), journal=journal)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from servers import read_request, serving
+from servers import read_request, serving, stay_silent
 from support import BOTH_EXCHANGES, CREATE, OWNER, QUICK, RecordingJournal, issued_tokens
 
 from plaid_relay_async import (
@@ -43,25 +43,17 @@ async def test_a_failed_tls_handshake_means_not_sent():
         await reader.read(10)
         writer.write(b"HTTP/1.1 400 no TLS here\r\n\r\n")
 
-    async with serving(gibberish) as (url, _):
-        address = url.replace("http://", "https://")
-        async with RelayClient(OWNER, base_url=address, retry=RetryPolicy(attempts=1)) as client:
+    async with serving(gibberish, "https") as (url, _):
+        async with RelayClient(OWNER, base_url=url, retry=RetryPolicy(attempts=1)) as client:
             with pytest.raises(NotSentError, match=r"TLS with 127\.0\.0\.1:\d+ failed: .*doesn't use TLS"):
                 await client.relay.create(["t"], "p")
 
 
 async def test_a_connect_timeout_means_not_sent():
     """An unanswered handshake ends with the connect timeout, and nothing was sent."""
-
-    async def silence(reader, writer):
-        await reader.read()
-
-    async with serving(silence) as (url, _):
-        address = url.replace("http://", "https://")
-        timeouts = Timeouts(connect=0.05)
-        async with RelayClient(
-            OWNER, base_url=address, retry=RetryPolicy(attempts=1), timeouts=timeouts
-        ) as client:
+    settings = {"retry": RetryPolicy(attempts=1), "timeouts": Timeouts(connect=0.05)}
+    async with serving(stay_silent, "https") as (url, _):
+        async with RelayClient(OWNER, base_url=url, **settings) as client:
             with pytest.raises(NotSentError, match="time ran out"):
                 await client.relay.create(["t"], "p")
 

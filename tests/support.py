@@ -1,4 +1,4 @@
-"""What several test modules use: paths of operations, credentials, retry settings, subprocesses, and objects of callers."""
+"""What several test modules use: paths, credentials, retry settings, subprocesses, a rate limiter and a journal."""
 
 from __future__ import annotations
 

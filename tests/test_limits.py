@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import max_in_window
+from support import CREATE, max_in_window
 from virtual_clock import run_virtually
 
 from plaid_relay_async import ConfigurationError
@@ -21,7 +21,7 @@ from plaid_relay_async.limits import (
     RateLimit,
 )
 
-CREATE, GET = "/credit/relay/create", "/asset_report/get"
+GET = "/asset_report/get"
 
 
 async def permit_times(limiter, arrivals):

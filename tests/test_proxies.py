@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from connect_proxy import ConnectProxy
-from support import OWNER, QUICK
-from test_session import echoing
+from servers import echoing
+from support import OWNER, QUICK, session_of
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -250,7 +250,7 @@ async def test_trust_env_uses_the_proxy_of_the_environment(monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", url)
         async with RelayClient(OWNER, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
             assert (await client.relay.remove("t")).removed
-            assert type(client._session.exchange) is SessionExchange
+            assert type(session_of(client).exchange) is SessionExchange
         assert len(proxy.heads) == 1
         async with RelayClient(OWNER, base_url="https://plaid.invalid", ssl=ours, retry=QUICK) as client:
             with pytest.raises(NotSentError, match=r"the name plaid\.invalid isn't known"):

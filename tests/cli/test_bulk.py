@@ -15,6 +15,7 @@ import time
 
 import pytest
 from processes import wait_until
+from support import CREATE
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.bulk import BatchRunner
@@ -26,7 +27,6 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 KEYS = ["outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts"]
 

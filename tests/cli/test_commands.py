@@ -21,7 +21,6 @@ from simulator_http import post
 from plaid_relay_async.cli import app, main
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 

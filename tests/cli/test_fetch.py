@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from simulator_http import post
+from support import GET
 
 from plaid_relay_async.cli.cells import InputFormat, InputTable
 from plaid_relay_async.cli.rows import InputProblem, parse_rows, shared_report_form
 from plaid_relay_async.models import RelayGetRequest
 from plaid_relay_async.simulator import Fault
 
-GET, PDF = "/credit/relay/get", "/credit/relay/pdf/get"
 REPORT = "assets-sandbox-1111"
 KEYS = ["outcome", "row", "file", "asset_report_id", "request_id", "error_code", "attempts", "decode_error"]
 

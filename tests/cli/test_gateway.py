@@ -21,6 +21,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from processes import ignoring_signals, wait_until
+from support import CREATE
 
 from plaid_relay_async import AuthenticationError, RelayClient, Timeouts
 from plaid_relay_async.gateway import RELAY_OPERATIONS, KeyFile
@@ -28,7 +29,6 @@ from plaid_relay_async.gateway.keys import find_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]

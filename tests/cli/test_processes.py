@@ -19,7 +19,6 @@ from plaid_relay_async.simulator import Fault
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 PARTNERS = 400  # enough for a second of work, so that most moments fall into it

@@ -14,12 +14,12 @@ import time
 
 import pytest
 from processes import ignoring_signals, running_process, unread_bytes, wait_until, waits_in_kernel
+from support import CREATE
 
 from plaid_relay_async.cli import _flush_streams
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.gateway import KeyFile
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 

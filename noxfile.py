@@ -47,6 +47,10 @@ def parallel_options(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> 
     return ["--tx", f"{count}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
+def test_files(*names: str) -> list[str]:
+    return [f"tests/test_{name}.py" for name in names]
+
+
 def run_tests_on_wheel(session: nox.Session) -> None:
     session.run("coverage", "erase")
     arguments = session.posargs or parallel_options(session)
@@ -74,13 +78,13 @@ def slow(session: nox.Session) -> None:
 def full_size(session: nox.Session) -> None:
     """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
-    sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "state_machine", "stress")]
-    specification = [f"tests/test_{name}.py" for name in ("specification", "drift")]
+    sized = ["tests/batch", *test_files("errors", "end_to_end", "state_machine", "stress")]
+    specification = test_files("specification", "drift")
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
     # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.
-    names = ("cancellation", "exchange", "life_cycle", "session", "transport", "deadlines")
-    life_cycles = [*(f"tests/test_{name}.py" for name in names), "tests/journal/test_closing.py"]
+    names = ("cancellation", "closing", "deadlines", "exchange", "late_outcomes", "life_cycle", "session")
+    life_cycles = [*test_files(*names), "tests/transport", "tests/journal/test_closing.py"]
     session.run(*DEVELOPMENT, "-m", "pytest", *life_cycles, *parallel_options(session, DEVELOPMENT))
 
 
@@ -124,8 +128,7 @@ def python_backoff(session: nox.Session) -> None:
     # Both install the same files, so remove whichever is installed.
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "backoff", "python-backoff")
     session.install("python-backoff>=3")
-    names = ("batch", "errors", "batch_operations", "statistics", "transport")
-    retries = [f"tests/test_{name}.py" for name in names]
+    retries = ["tests/batch", "tests/transport", "tests/test_errors.py"]
     session.run(*DEVELOPMENT, "-m", "pytest", *(session.posargs or retries))
 
 

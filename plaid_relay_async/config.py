@@ -91,14 +91,17 @@ def check_seconds(name: str, value: object, *, zero_allowed: bool = False) -> No
     )
     if not is_seconds:
         least = "0 or more" if zero_allowed else "above 0"
-        raise ConfigurationError(f"{name} must be a finite number of seconds, {least}, not {_repr(value)}")
+        raise ConfigurationError(
+            f"{name} must be a finite number of seconds, {least}, not {_describe_value(value)}"
+        )
 
 
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python doesn't print integers of thousands of digits
-        return "such a large number"
+def _describe_value(value: object) -> str:
+    """Return a number, or the type of anything else, which may be a secret in the wrong place."""
+    if not isinstance(value, int | float):
+        return type(value).__name__
+    # Python doesn't print integers of thousands of digits.
+    return "such a large number" if isinstance(value, int) and abs(value) > sys.maxsize else repr(value)
 
 
 def _validate_seconds(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -121,8 +124,8 @@ class Timeouts:
         slow_read: the same for creations, refreshes and reports. Plaid has taken 85 s for some responses, and
             a timeout of a creation makes its outcome unknown.
         total: for one call with all its attempts and other waits; `None` for no limit. In a batch, pauses
-            that Plaid requests aren't counted. A creation or refresh that has waited is sent only while half
-            of this time, or `slow_read` if that is shorter, is left for the response.
+            that Plaid requests aren't counted. A call that isn't idempotent and has waited is sent only while
+            half of this time, or its `read` or `slow_read` if that is shorter, is left for the response.
         drain: for the calls in flight when a batch is left early or a call is cancelled.
         idle: after which an unused connection of an owned pool is closed. It is shorter than the limit of
             most servers, so that a request is seldom sent on a connection that the server is closing: its
@@ -146,8 +149,9 @@ class Timeouts:
 
 def check_count(name: str, value: object) -> None:
     """Raise `ConfigurationError` unless the value is a whole number of 1 or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_repr(value)}")
+    # No queue can be longer than `sys.maxsize`.
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
+        raise ConfigurationError(f"{name} must be a whole number of 1 or more, not {_describe_value(value)}")
 
 
 def check_type(name: str, value: object, cls: type) -> None:

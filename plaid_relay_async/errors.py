@@ -135,7 +135,10 @@ class ClientClosedError(PlaidRelayError, RuntimeError):
 class DuplicateRequestError(PlaidRelayError):
     """The batch has already read this pair or token, or the journal has a token that it doesn't return."""
 
-    advice = "See the outcome of the first one; pass allow_duplicates=True to send both."
+    advice = (
+        "See the outcome of the first one. To send both, pass allow_duplicates=True to a batch, or "
+        'on_existing="create" to the Journal of another run.'
+    )
 
 
 class NotSentError(PlaidRelayError, ConnectionError):

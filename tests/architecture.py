@@ -53,7 +53,9 @@ MAP = {
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports((*GROUND_FLOOR, "models"), ("attrs",)),
-    "batch": AllowedImports((*GROUND_FLOOR, "cancellation", "config", "models", "outcomes"), ("attrs",)),
+    "batch": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "outcomes"), ("attrs",)
+    ),
     "client": AllowedImports(CORE, ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(

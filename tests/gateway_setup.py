@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import socket
 import ssl
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import trustme
 from attrs import define
@@ -18,7 +24,7 @@ from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.limits import RateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
 UPSTREAM_CREDENTIALS = {
     "default": Credentials("id-of-the-owner", "canary-upstream-of-the-owner"),
@@ -89,6 +95,22 @@ async def wait_for_keys(gateway: Gateway, *names: str) -> None:
     async with asyncio.timeout(60):
         while {key.name for key in gateway.keys} != set(names):
             await asyncio.sleep(0.01)
+
+
+def caller_sockets(url: str) -> Iterator[socket.socket]:
+    """Yield duplicates of the sockets of this process that a gateway uses for connections with its callers."""
+    for path in Path("/proc/self/fd").iterdir():
+        if not path.is_socket():
+            continue
+        with socket.socket(fileno=os.dup(int(path.name))) as duplicate, contextlib.suppress(OSError):
+            duplicate.getpeername()  # fails for a socket that listens
+            if duplicate.family == socket.AF_INET and duplicate.getsockname()[1] == urlsplit(url).port:
+                yield duplicate
+
+
+def queued_bytes(connection: socket.socket, queue: int) -> int:
+    """Return how many bytes the system queues for a socket: `FIONREAD`, unread ones; `TIOCOUTQ`, unsent ones."""
+    return int.from_bytes(fcntl.ioctl(connection, queue, bytes(4)), sys.byteorder)
 
 
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -13,15 +13,15 @@ import aiosqlite
 import pytest
 from attrs import define, field
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.database import Database
 from plaid_relay_async.simulator import Fault
 
 # They are constant, because they are parts of test ids.
 KEY, OTHER_KEY, THIRD_KEY = (base64.urlsafe_b64encode(bytes([each]) * 32).decode() for each in b"abc")
-CREATE = "/credit/relay/create"
-REMOVE = "/credit/relay/remove"
 
 
 def random_faults(times):
@@ -69,6 +69,55 @@ async def engine_for_uri(path, uri):
 async def read_records(journal, run, **filters):
     async with aclosing(journal.records(run, **filters)) as records:
         return [record async for record in records]
+
+
+async def execute(url, statement):
+    """Execute a statement in the database of a journal, over another connection, and return its rows."""
+    address = (
+        str(url).replace("postgresql:", "postgresql+psycopg:")
+        if "://" in str(url)
+        else f"sqlite+aiosqlite:///{url}"
+    )
+    engine = create_async_engine(address)
+    try:
+        async with engine.begin() as connection:
+            result = await connection.execute(statement)
+            return result.all() if result.returns_rows else []
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def open_database(url, lease=30.0):
+    """Open a journal's database without the journal, and close it after the block."""
+    database = Database(url, lease)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@define
+class CapturingJournal:
+    """A journal that keeps the recorders of its calls.
+
+    Attributes:
+        journal: the journal that creates the recorders.
+        recorders: the recorders, in order.
+    """
+
+    journal: Journal
+    recorders: list = field(factory=list)
+
+    async def acquire_recorder(self, request, context):
+        self.recorders.append(await self.journal.acquire_recorder(request, context))
+        return self.recorders[-1]
+
+    @property
+    def writer(self):
+        """The writer of the opened journal."""
+        return self.recorders[-1].coordinator.writer
 
 
 async def lease_expiry(postgres):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import frozen
-from support import OWNER
+from support import CREATE, OWNER
 from virtual_clock import run_virtually
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from plaid_relay_async import RateLimiter
 
-CREATE = "/credit/relay/create"
 MINUTE = 60.0
 
 

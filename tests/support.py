@@ -1,4 +1,4 @@
-"""Credentials, retry settings, subprocesses and a journal that several test modules use."""
+"""What several test modules use: paths, credentials, retry settings, subprocesses, a rate limiter and a journal."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from attrs import define
 from processes import wait_until_async
 
 from plaid_relay_async import Credentials, RetryPolicy
-from plaid_relay_async.batch import Batch, BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from plaid_relay_async import RelayClient
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.session import SessionManager
+    from plaid_relay_async.simulator import Simulator
     from plaid_relay_async.transport.throttle import Throttle
 
+CREATE, GET, PDF = "/credit/relay/create", "/credit/relay/get", "/credit/relay/pdf/get"
+REFRESH, REMOVE = "/credit/relay/refresh", "/credit/relay/remove"
 OWNER = Credentials("owner", "secret-of-the-owner")
 PARTNER = Credentials("partner", "secret-of-the-partner")
 QUICK = RetryPolicy(backoff=0.001, max_backoff=0.002)
+MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE"}
+BOTH_EXCHANGES = pytest.mark.parametrize("direct", [True, False], ids=["directly", "through a session"])
 
 
 def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
@@ -35,21 +40,24 @@ def sampled(values: Iterable[Any], *, step: int) -> list[Any]:
     ]
 
 
+def session_of(client: RelayClient) -> SessionManager:
+    """Return the manager of a client's connection pool."""
+    return client._session
+
+
 def throttle_of(client: RelayClient, path: str) -> Throttle:
     """Return the throttle of one of a client's operations."""
     return client._transport.throttles[path]
 
 
+def issued_tokens(plaid: Simulator) -> list[str]:
+    """Return the relay tokens that a simulator has issued, in order."""
+    return [entry["relay_token"] for entry in plaid.ledger]
+
+
 def max_in_window(moments, length):
     """Return the largest number of moments in any half-open window of `length` seconds."""
     return max(sum(start <= moment < start + length for moment in moments) for start in moments)
-
-
-def batch_of(
-    operation: Any, requests: Any, send: Any, *, drain_timeout: float, **options: Any
-) -> Batch[Any, Any]:
-    """Return a batch that calls a function for each request, without a client."""
-    return Batch(operation, requests, send, BatchSettings(**options), drain_timeout=drain_timeout)
 
 
 @contextlib.asynccontextmanager
@@ -85,6 +93,13 @@ async def python_process(source: str, *arguments: str) -> AsyncIterator[asyncio.
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+class ClosedLimiter:
+    """A rate limiter that grants no permit."""
+
+    async def acquire(self, _endpoint: str) -> None:
+        await asyncio.Event().wait()
 
 
 class RecordingJournal:

@@ -20,10 +20,12 @@ class TcpProxy(ABC):
 
     Attributes:
         port: the port, once the proxy listens.
+        accepted: the number of connections that clients have opened.
     """
 
     def __init__(self, ssl: tls.SSLContext | None = None) -> None:
         self.port = 0
+        self.accepted = 0
         self._ssl = ssl
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -60,6 +62,7 @@ class TcpProxy(ABC):
         """Serve one connection, which is closed afterwards."""
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         task = asyncio.ensure_future(self._serve_and_close(reader, writer))
         self._connections[task] = writer
         task.add_done_callback(lambda done: self._connections.pop(done, None))

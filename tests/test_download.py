@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from processes import open_files, running_process_async, wait_until_async
-from support import OWNER, QUICK
-from test_transport import read_request, serving
+from servers import read_request, serving
+from support import OWNER, PDF, QUICK
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -27,7 +27,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault
 
-PDF = "/credit/relay/pdf/get"
 NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
 HALF = "%PDF-1.4 and so on, but without an end"
 
@@ -158,7 +157,7 @@ import asyncio, json, os, resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_download import http, open_part_files, whole_pdf
-from test_transport import read_request, serving
+from servers import read_request, serving
 from plaid_relay_async import Credentials, RelayClient, RetryPolicy
 
 target, attempts = Path(sys.argv[2]), int(sys.argv[3])

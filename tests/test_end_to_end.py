@@ -13,13 +13,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from support import CREATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 COMMAND = (sys.executable, "-Im", "plaid_relay_async.cli")
-CREATE = "/credit/relay/create"
 # An operator's environment, without the variables of the machine that runs the tests.
 SHELL = {"PLAID_CLIENT_ID": "owner", "PLAID_SECRET": "secret-of-the-owner", "PATH": os.environ["PATH"]}
 

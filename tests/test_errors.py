@@ -172,3 +172,15 @@ async def test_an_error_can_be_printed_whatever_a_server_sends(plaid, client, st
 def test_an_error_with_a_lone_surrogate_can_be_printed():
     """A name that isn't text, such as a file's, is escaped in the text of an error."""
     assert "no \\udcff here" in str(ConfigurationError("no \udcff here"))
+
+
+def test_which_errors_mean_that_a_token_does_not_exist():
+    """Plaid's code for an unknown relay token isn't published, so the pattern of similar codes is used."""
+    unknown_token = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_RELAY_TOKEN")
+    other = PlaidAPIError("x", error_type="INVALID_INPUT", error_code="INVALID_API_KEYS")
+    assert error_codes.is_token_not_found(unknown_token)
+    assert not error_codes.is_token_not_found(other)
+    assert not error_codes.is_token_not_found(PlaidAPIError("x", status=400))
+    assert error_codes.is_token_not_found(
+        PlaidAPIError("x", error_type="ITEM_ERROR", error_code="ITEM_NOT_FOUND")
+    )

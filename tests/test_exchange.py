@@ -11,9 +11,8 @@ from asyncio import sslproto
 import aiohttp
 import pytest
 import trustme
-from support import OWNER, PARTNER, QUICK
-from test_session import echoing
-from test_transport import read_request, serving
+from servers import echoing, read_request, serving
+from support import BOTH_EXCHANGES, OWNER, PARTNER, QUICK, session_of
 
 from plaid_relay_async import ConfigurationError, OutcomeUnknownError, RelayClient
 from plaid_relay_async.exchange import DirectExchange, RequestBody, SessionExchange
@@ -21,11 +20,10 @@ from plaid_relay_async.simulator import Simulator
 
 TOKEN = b'{"relay_token": "T-1", "request_id": "q"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(TOKEN), TOKEN)
-BOTH = pytest.mark.parametrize("direct", [True, False], ids=["directly", "through a session"])
 
 
 def exchange_type(client: RelayClient) -> type:
-    return type(client._session.exchange)
+    return type(session_of(client).exchange)
 
 
 async def test_which_exchange_a_client_uses():
@@ -50,7 +48,7 @@ def test_invalid_options_are_rejected(options, name):
         RelayClient(OWNER, **options)
 
 
-@BOTH
+@BOTH_EXCHANGES
 async def test_all_relay_operations_work_with_both_exchanges(direct):
     """Tokens, a report and a PDF are returned as Plaid sent them, compressed or not."""
     async with Simulator() as plaid:
@@ -95,7 +93,7 @@ async def test_a_header_with_a_line_break_is_rejected():
             exchange.prepare("http://127.0.0.1", {"User-Agent": "a\r\nPLAID-SECRET: b"})
 
 
-@BOTH
+@BOTH_EXCHANGES
 async def test_interim_responses_are_skipped(direct):
     """A 1xx response precedes the final response."""
 
@@ -108,7 +106,7 @@ async def test_interim_responses_are_skipped(direct):
         assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
 
 
-@BOTH
+@BOTH_EXCHANGES
 async def test_switching_protocols_is_not_a_response(direct):
     """After a 101 the outcome is unknown, and the connection isn't reused."""
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
+from servers import read_request, serving
 from support import OWNER, QUICK
-from test_transport import read_request, serving
 
 from plaid_relay_async import (
     InvalidRequestError,

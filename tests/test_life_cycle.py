@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import os
+from urllib.parse import urlsplit
 
 import pytest
 from cancel_points import CancelPoint
-from support import OWNER, QUICK, python_process, timeout_when
+from fault_proxy import PASS, FaultProxy
+from support import CREATE, OWNER, QUICK, python_process, session_of, timeout_when
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -25,7 +27,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault
 
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 CONNECTIONS = 2
 
 
@@ -65,8 +66,8 @@ async def wait_until_done(tasks) -> None:
 
 
 def assert_no_leaks(client: RelayClient) -> None:
-    assert client._session.slots._value == CONNECTIONS
-    assert not client._session._session.connector._acquired
+    assert session_of(client).slots._value == CONNECTIONS
+    assert not session_of(client).exchange.connector._acquired
     statistics = client.statistics()
     assert (statistics.in_flight, statistics.queued) == (0, 0)
 
@@ -453,14 +454,11 @@ def child():
 with asyncio.Runner() as runner:
     runner.run(client.open())
     runner.run(share("before"))
-    ((connection, _),) = next(iter(client._session._session.connector._conns.values()))
     if (number := os.fork()) == 0:
         child()
         os._exit(0)
     os.waitpid(number, 0)
     runner.run(share("after"))
-    ((same, _),) = next(iter(client._session._session.connector._conns.values()))
-    assert same is connection
     runner.run(client.close())
 """
 
@@ -470,9 +468,12 @@ with asyncio.Runner() as runner:
 async def test_a_forked_child_cannot_use_its_parents_client(plaid, way):
     """The child gets an error, and the parent continues with the same connection."""
     plaid.add_report("report")
-    async with python_process(FORKED, plaid.url, way) as running, asyncio.timeout(30):
-        output, _ = await running.communicate()
+    async with FaultProxy(urlsplit(plaid.url).port, lambda: PASS) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}"
+        async with python_process(FORKED, url, way) as running, asyncio.timeout(30):
+            output, _ = await running.communicate()
     (line,) = output.decode().splitlines()
     assert "another process" in line
     assert running.returncode == 0
     assert [entry["secondary_client_id"] for entry in plaid.ledger] == ["before", "after"]
+    assert proxy.accepted == 1

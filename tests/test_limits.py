@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import max_in_window
+from support import CREATE, max_in_window
 from virtual_clock import run_virtually
 
 from plaid_relay_async import ConfigurationError
@@ -21,7 +21,7 @@ from plaid_relay_async.limits import (
     RateLimit,
 )
 
-CREATE, GET = "/credit/relay/create", "/asset_report/get"
+GET = "/asset_report/get"
 
 
 async def permit_times(limiter, arrivals):
@@ -126,6 +126,7 @@ def test_a_limiter_belongs_to_one_event_loop():
     ("create", "message"),
     [
         (lambda: RateLimit(0), "count must be a whole number of 1 or more"),
+        (lambda: RateLimit(10**20), "count must be a whole number of 1 or more, not such a large number"),
         (lambda: RateLimit(1.5), "count must be a whole number of 1 or more"),
         (lambda: RateLimit(5, 0), "per must be a finite number of seconds, above 0"),
         (lambda: RateLimit(5, math.nan), "per must be a finite number of seconds, above 0"),

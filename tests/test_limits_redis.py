@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis_server import RedisServer
-from support import OWNER, QUICK, max_in_window
+from support import CREATE, OWNER, QUICK, max_in_window
 from test_secrets import SECRET, assert_error_is_clean, assert_no_canary
 from virtual_clock import run_virtually
 
@@ -25,7 +25,7 @@ from plaid_relay_async.simulator import Limit, Simulator
 # redis-py looks up its own version among the installed files for each connection.
 pytestmark = pytest.mark.may_block
 
-CREATE, GET = "/credit/relay/create", "/asset_report/get"
+GET = "/asset_report/get"
 
 
 @pytest.fixture

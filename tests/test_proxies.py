@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 from connect_proxy import ConnectProxy
-from support import OWNER, QUICK
-from test_session import echoing
+from servers import echoing
+from support import OWNER, QUICK, session_of
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -250,7 +250,7 @@ async def test_trust_env_uses_the_proxy_of_the_environment(monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", url)
         async with RelayClient(OWNER, base_url=PLAID, trust_env=True, ssl=ours, retry=QUICK) as client:
             assert (await client.relay.remove("t")).removed
-            assert type(client._session.exchange) is SessionExchange
+            assert type(session_of(client).exchange) is SessionExchange
         assert len(proxy.heads) == 1
         async with RelayClient(OWNER, base_url="https://plaid.invalid", ssl=ours, retry=QUICK) as client:
             with pytest.raises(NotSentError, match=r"the name plaid\.invalid isn't known"):
@@ -296,7 +296,7 @@ async def test_a_proxy_that_rejects_calls_stops_a_batch(clean_logs, status, advi
     error = result.failed[0].error
     assert isinstance(error, NotSentError)
     assert error.shared
-    assert f"the proxy answered {status}" in str(error)
+    assert f"the proxy responded with {status}" in str(error)
     assert f"proxy: http://127.0.0.1:{proxy.port}" in str(error)
     assert advice in str(error)
     assert SECRET not in str(error)
@@ -356,7 +356,7 @@ async def test_a_gateway_whose_proxy_rejects_calls_reports_that_nothing_was_sent
             with pytest.raises(PlaidServerError) as caught:
                 await client.relay.create(["t"], "p")
     assert caught.value.error_code == "UPSTREAM_UNREACHABLE"
-    assert f"the proxy answered 403 (ClientHttpProxyError); proxy: http://127.0.0.1:{proxy.port}" in (
+    assert f"the proxy responded with 403 (ClientHttpProxyError); proxy: http://127.0.0.1:{proxy.port}" in (
         caplog.text
     )
     assert SECRET not in caplog.text

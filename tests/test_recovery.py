@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import OWNER, PARTNER, QUICK
+from support import CREATE, GET, OWNER, PARTNER, QUICK, REMOVE, issued_tokens
 from virtual_clock import run_virtually
 from yarl import URL
 
@@ -40,7 +40,6 @@ from plaid_relay_async import (
 from plaid_relay_async.models import RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.simulator import Fault, Limit, Simulator
 
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 OLD, NEW = Credentials("owner", "old-secret"), Credentials("owner", "new-secret")
 
 
@@ -68,7 +67,7 @@ async def test_not_sent_call_again():
         assert (caught.value.attempts, caught.value.sent) == (4, False)
         async with Simulator(port=port, reports=["report"]) as plaid:
             created = await client.relay.create(["report"], "p")
-            assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
+            assert issued_tokens(plaid) == [created.relay_token]
 
 
 READS = {
@@ -106,7 +105,7 @@ async def test_a_server_in_trouble_try_a_creation_later(plaid, client, report):
     with pytest.raises(PlaidServerError, match="Try again later"):
         await client.relay.create([report], "p")
     created = await client.relay.create([report], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
+    assert issued_tokens(plaid) == [created.relay_token]
 
 
 def test_a_rate_limit_wait_for_retry_after():
@@ -128,7 +127,7 @@ def test_a_rate_limit_wait_for_retry_after():
             assert (second_error.value.sent, plaid.counts[CREATE]) == (False, 1)
             await asyncio.sleep(second_error.value.retry_after)
             created = await client.relay.create(["report"], "p", timeout=10)
-            assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
+            assert issued_tokens(plaid) == [created.relay_token]
 
     run_virtually(main())
 
@@ -166,7 +165,7 @@ async def test_wrong_credentials_correct_the_secret():
             assert caught.value.error_code == "INVALID_API_KEYS"
         async with RelayClient(NEW, base_url=plaid.url) as client:
             created = await client.relay.create(["report"], "p")
-        assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
+        assert issued_tokens(plaid) == [created.relay_token]
 
 
 async def test_wrong_credentials_of_a_callable_that_returns_the_new_secret():
@@ -319,7 +318,7 @@ async def test_an_unknown_creation_call_again_and_accept_two(plaid, client, repo
     with pytest.raises(OutcomeUnknownError, match="call again and accept that there may be two"):
         await client.relay.create([report], "p")
     created = await client.relay.create([report], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [created.relay_token]
+    assert issued_tokens(plaid)[1:] == [created.relay_token]
     assert len(plaid.ledger) == 2
 
 
@@ -370,7 +369,9 @@ async def test_a_duplicate_allow_duplicates(plaid, client, report):
     result = await client.relay.create_many(twice)
     assert result.counts == {"created": 1, "failed": 1}
     assert isinstance(result.failed[0].error, DuplicateRequestError)
-    assert "pass allow_duplicates=True" in str(result.failed[0].error)
+    error = str(result.failed[0].error)
+    assert "pass allow_duplicates=True to a batch" in error
+    assert 'on_existing="create" to the Journal' in error
     assert (await client.relay.create_many(twice, allow_duplicates=True)).counts == {"created": 2}
 
 

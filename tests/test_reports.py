@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 from attrs import fields
+from servers import read_request, serving
 from support import OWNER
-from test_transport import read_request, serving
 
 from plaid_relay_async import (
     AssetReportGetResponse,

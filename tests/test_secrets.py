@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
-from support import QUICK
+from support import CREATE, GET, QUICK, REMOVE, session_of
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -24,8 +24,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.simulator import Fault, Simulator
-
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 
 ECHO = {
     "error_message": f"{SECRET} and {REPORT_TOKEN} and credit-relay-sandbox-x",
@@ -259,7 +257,7 @@ async def test_no_repr_shows_a_secret(clean_logs):
             plaid,
             *plaid.requests,
         ]
-        objects += [*result.created, *result.failed, *result.unknown, vars(client), vars(client._session)]
+        objects += [*result.created, *result.failed, *result.unknown, vars(client), vars(session_of(client))]
         public = await client.sandbox.create_public_token()
         item = await client.item.exchange_public_token(public.public_token)
         objects += [public, item, await client.asset_report.create([item.access_token], 5)]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import ssl
 import subprocess
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 import trustme
-from aiohttp import web
-from support import OWNER, QUICK
+from processes import wait_until_async
+from recorder import Recorder
+from servers import echoing
+from support import CREATE, OWNER, QUICK
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -87,14 +88,18 @@ async def test_a_client_belongs_to_its_loop(plaid):
 
 
 async def test_a_borrowed_session_stays_open(plaid):
-    """Two clients share the caller's session with its settings, and neither closes it."""
-    async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as session:
+    """Two clients share the caller's session with its settings and connections, and neither closes it."""
+    connector = aiohttp.TCPConnector(limit=1)
+    async with aiohttp.ClientSession(headers={"X-Mine": "yes"}, connector=connector) as session:
         async with RelayClient(OWNER, base_url=plaid.url, session=session) as one:
             async with RelayClient(OWNER, base_url=plaid.url, session=session) as two:
-                await create_token(one, plaid)
-                await create_token(two, plaid)
+                plaid.fail(Fault(path=CREATE, latency=0.3, times=1))
+                first = asyncio.create_task(create_token(one, plaid))
+                await wait_until_async(lambda: plaid.counts[CREATE])
+                second = asyncio.create_task(create_token(two, plaid))
+                await wait_until_async(lambda: two.statistics().queued)
+                await asyncio.gather(first, second)
             await create_token(one, plaid)
-            assert one._session.slots is two._session.slots
         assert not session.closed
     assert [request.headers["x-mine"] for request in plaid.requests] == ["yes"] * 3
     with pytest.raises(ClientClosedError, match="borrowed is closed"):
@@ -108,13 +113,16 @@ async def test_a_borrowed_session_may_be_unlimited(plaid):
         aiohttp.ClientSession(connector=connector) as session,
         RelayClient(OWNER, base_url=plaid.url, session=session) as client,
     ):
-        await create_token(client, plaid)
-        assert client._session.slots._value > 10**6
+        plaid.fail(Fault(path=CREATE, latency=0.5))
+        calls = [asyncio.create_task(create_token(client, plaid)) for _ in range(120)]
+        await wait_until_async(lambda: plaid.counts[CREATE] == 120)
+        assert (client.statistics().in_flight, client.statistics().queued) == (120, 0)
+        await asyncio.gather(*calls)
 
 
 async def test_the_smaller_limit_of_a_borrowed_pool_applies(plaid):
     """Calls queue before the pool, also if it is limited for each host, so no timeout counts the queue."""
-    plaid.fail(Fault(path="/credit/relay/create", latency=0.05))
+    plaid.fail(Fault(path=CREATE, latency=0.05))
     connector = aiohttp.TCPConnector(limit=50, limit_per_host=1)
     timeouts = Timeouts(connect=0.2)
     async with (
@@ -142,36 +150,39 @@ async def test_a_borrowed_session_excludes_settings_of_the_pool():
                 RelayClient(OWNER, session=session, **settings)
 
 
-async def test_a_cancelled_body_closes_the_pool(plaid):
+async def test_a_cancelled_body_closes_the_pool():
     """The pool is closed however the body of `async with` ends."""
-    opened = []
+    created = asyncio.Event()
 
-    async def body() -> None:
-        async with RelayClient(OWNER, base_url=plaid.url) as client:
-            await create_token(client, plaid)
-            opened.append(client)
+    async def body(url: str) -> None:
+        async with RelayClient(OWNER, base_url=url) as client:
+            await client.relay.create(["report"], "partner")
+            created.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(body())
-    while not opened:
-        await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert opened[0]._session._session.closed
+    async with Recorder() as upstream:
+        task = asyncio.create_task(body(upstream.url))
+        await created.wait()
+        assert upstream.connections == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await wait_until_async(lambda: not upstream.connections)
 
 
-async def test_closing_completes_although_it_is_cancelled(plaid):
+async def test_closing_completes_although_it_is_cancelled():
     """A cancellation during the closing is raised once the pool is closed."""
-    client = RelayClient(OWNER, base_url=plaid.url)
-    await client.open()
-    await create_token(client, plaid)
-    closing = asyncio.create_task(client.close())
-    await asyncio.sleep(0)
-    closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await closing
-    assert client._session._session.closed
+    async with Recorder() as upstream:
+        client = RelayClient(OWNER, base_url=upstream.url)
+        await client.open()
+        await client.relay.create(["report"], "partner")
+        assert upstream.connections == 1
+        closing = asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await wait_until_async(lambda: not upstream.connections)
 
 
 def test_a_missing_close_is_only_a_warning():
@@ -216,32 +227,6 @@ async def test_a_closed_client_causes_no_warning(plaid):
 
 
 # ---------------------------------------------------------------------------------------- what is sent
-
-
-@contextlib.asynccontextmanager
-async def echoing(tls: ssl.SSLContext | None = None):
-    """Run a server that sets a cookie, records requests, and responds with the yielded status and headers."""
-    requests = []
-    settings = {"status": 200, "headers": {}}
-
-    async def respond(request: web.Request) -> web.Response:
-        requests.append((request.path_qs, dict(request.headers), await request.read()))
-        response = web.json_response(
-            {"removed": True, "request_id": "q"}, status=settings["status"], headers=settings["headers"]
-        )
-        response.set_cookie("tracking", "you")
-        return response
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", respond)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-    port = runner.addresses[0][1]
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", requests, settings
-    finally:
-        await runner.cleanup()
 
 
 @pytest.fixture

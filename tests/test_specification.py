@@ -171,7 +171,7 @@ class Maker:
             if depth or name in required
         }
         if "relay_token" in properties:
-            # With an empty token a creation is unknown; see tests/test_codec.py.
+            # With an empty token a creation is unknown; see tests/codec/test_responses.py.
             properties["relay_token"] = properties["relay_token"].filter(bool)
         known = st.fixed_dictionaries(
             {name: some for name, some in properties.items() if name in required},

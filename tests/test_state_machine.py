@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from journal_support import KEY
-from support import OWNER, RecordingJournal
+from support import CREATE, OWNER, REFRESH, REMOVE, RecordingJournal, session_of
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -41,7 +41,6 @@ from plaid_relay_async.batch import Batch
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 
-CREATE, REFRESH, REMOVE = "/credit/relay/create", "/credit/relay/refresh", "/credit/relay/remove"
 CONNECTIONS = 3  # fewer than the concurrency of a batch, so that calls queue
 RETRY = RetryPolicy(attempts=3, backoff=0.001, max_backoff=0.002, max_pause=0.05)
 SHARED = 30  # relay tokens to refresh and remove
@@ -424,7 +423,7 @@ class Machine(RuleBasedStateMachine):
             await self._resume()
         await self.plaid.close()
         self.folder.cleanup()
-        assert {client._session.slots._value for client in self.clients} == {CONNECTIONS}
+        assert {session_of(client).slots._value for client in self.clients} == {CONNECTIONS}
         await steps(3)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -16,8 +16,8 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from servers import echoing
 from support import OWNER, QUICK
-from test_session import echoing
 
 from plaid_relay_async import NotSentError, OutcomeUnknownError, RelayClient, RelayCreateRequest, RetryPolicy
 from plaid_relay_async.exchange import RequestBody, finish_handshake

@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 from plaid_relay_async.batch.operations import BatchOperation
 from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
-from plaid_relay_async.batch.stopping import Sending, SendingStoppedError, stopped_report_error
+from plaid_relay_async.batch.stopping import Sending, stopped_report_error
 from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 
@@ -28,6 +28,10 @@ AcquireRecorder: TypeAlias = Callable[[Any], Awaitable[CallRecorder]]
 
 # The event loop has only weak references to its tasks.
 _background_tasks: Final[set[asyncio.Future[object]]] = set()
+
+
+class AttemptForbiddenError(Exception):
+    """No attempt may start: sending or the requests for the report have stopped, or the race was lost."""
 
 
 class Phase(enum.Enum):
@@ -58,9 +62,12 @@ class TrackedCall(Generic[OutcomeT]):
         attempts: the number of attempts, including those that weren't sent.
         phase: what the call does at the moment.
         last_error: the error of the last attempt.
-        in_doubt_error: the error of an attempt that may have been executed.
+        in_doubt_error: the error of an attempt of this call that may have been executed. The transport drops
+            its own note of it when a call ends without a response or an error, such as after a lost race; the
+            recorder has only that of an earlier call.
         received_response: the response that the call had received when it was cancelled.
         recorder: the journal's recorder, once it is acquired.
+        lost_race: whether the recorder has lost the race for its pair, so that another one is acquired.
         report_stopped: whether the call ended before its next attempt because the requests for its report
             have stopped.
         outcome: the outcome, as soon as it is known; `None` after the end if the request wasn't attempted.
@@ -79,30 +86,36 @@ class TrackedCall(Generic[OutcomeT]):
     in_doubt_error: PlaidRelayError | None = field(default=None, init=False)
     received_response: Any = field(default=None, init=False)
     recorder: CallRecorder | None = field(default=None, init=False)
+    lost_race: bool = field(default=False, init=False)
     report_stopped: bool = field(default=False, init=False)
     outcome: OutcomeT | None = field(default=None, init=False)
 
     # ------------------------------------------------------------------------------ from request to outcome
 
     async def run(self) -> None:
-        """Make the call, record its outcome if there is a journal, and set `outcome`."""
+        """Make the call, record its outcome if there is a journal, and set `outcome`.
+
+        If another call changes the pair before the intent of an attempt is recorded, or before the request is
+        recorded as not attempted, the recorder has lost a race. The next recorder looks the pair up again.
+        """
         if self.acquire_recorder is None:
             await self._send()
             return
         while (recorder := await self._acquire_recorder(self.acquire_recorder)) is not None:
-            self.recorder = recorder
+            self.recorder, self.lost_race = recorder, False
             try:
-                if recorder.recorded_outcome is None:
-                    await self._send_and_record(recorder)
-                else:
+                if recorder.recorded_outcome is not None:
                     elapsed = asyncio.get_running_loop().time() - self.started_at
                     self.outcome = evolve(recorder.recorded_outcome, elapsed=elapsed)
-            except LostRaceError:  # the next recorder looks the pair up again
-                self.phase = Phase.WAITING
-            else:
-                return
+                    return
+                await self._send()
+                if self.outcome is not None:
+                    await self._record_outcome(recorder)
+                if not self.lost_race:
+                    return
             finally:
                 recorder.release()
+            self.phase = Phase.WAITING
 
     async def run_alone(self) -> None:
         """Run the call in another task, and drain that one if the caller's task is cancelled."""
@@ -127,38 +140,25 @@ class TrackedCall(Generic[OutcomeT]):
         try:
             self._check_may_send()
             self._set_outcome(await self.send(self.request, gate=self))
-        except SendingStoppedError:
-            self._end_interrupted()
-        except LostRaceError:
-            # An earlier attempt in doubt is recorded as unknown before a new recorder is acquired.
-            if self.in_doubt_error is not None:
-                self.end_with_error(self.in_doubt_error)
-            raise
+        except AttemptForbiddenError:
+            # A call that has lost a race starts again. An earlier attempt in doubt is its outcome until then,
+            # and is recorded as unknown before the next recorder is acquired.
+            if not self.lost_race or self.in_doubt_error is not None:
+                self._end_interrupted()
         except PlaidRelayError as error:
             self.end_with_error(error)
         except BaseException as error:
-            if not is_ordinary_error(error):
-                self._end_interrupted()
-                raise
-            self.end_with_error(self.operation.unexpected_error(error))
-
-    async def _send_and_record(self, recorder: CallRecorder) -> None:
-        try:
-            await self._send()
-        except LostRaceError:
-            if self.outcome is not None:
-                await self._record_outcome(recorder)
-            raise
-        except BaseException:
+            if is_ordinary_error(error):
+                self.end_with_error(self.operation.unexpected_error(error))
+                return
+            self._end_interrupted()
             # This task is cancelled and can't wait for the journal any more, but the outcome must not be
             # lost.
-            if self._outcome_to_record is not None:
-                task = asyncio.ensure_future(recorder.record_outcome(self._outcome_to_record))
+            if self.recorder is not None and self._outcome_to_record is not None:
+                task = asyncio.ensure_future(self.recorder.record_outcome(self._outcome_to_record))
                 _background_tasks.add(task)
                 task.add_done_callback(_background_tasks.discard)
             raise
-        if self.outcome is not None:
-            await self._record_outcome(recorder)
 
     async def _record_outcome(self, recorder: CallRecorder) -> None:
         self.phase = Phase.RECORDING_OUTCOME
@@ -167,10 +167,9 @@ class TrackedCall(Generic[OutcomeT]):
             await recorder.record_outcome(outcome)
         except LostRaceError:
             # The pair wasn't looked up and may have an outcome, so the request isn't recorded as not
-            # attempted. The call starts again with a new recorder.
-            self.report_stopped = False
+            # attempted.
+            self.lost_race, self.report_stopped = True, False
             self.last_error = self.outcome = None
-            raise
         except BaseException as error:
             if not is_ordinary_error(error):
                 raise
@@ -200,14 +199,14 @@ class TrackedCall(Generic[OutcomeT]):
             try:
                 await self.recorder.record_intent()
             except LostRaceError:
-                self.phase = Phase.WAITING
-                raise
+                self.lost_race = True
+                raise AttemptForbiddenError from None
             except BaseException as error:
                 if not is_ordinary_error(error):
                     raise
                 # An attempt without a recorded intent must not start.
                 self.sending.stop_with_error(error)
-                raise SendingStoppedError from None
+                raise AttemptForbiddenError from None
         self.attempts += 1
         self.phase = Phase.IN_FLIGHT
 
@@ -234,14 +233,15 @@ class TrackedCall(Generic[OutcomeT]):
         self.phase = Phase.WAITING
 
     def _check_may_send(self) -> None:
-        """Raise `SendingStoppedError` if the request must not be sent."""
-        if self.sending.stopped:
-            raise SendingStoppedError
-        if (cause := self.sending.report_stop_cause(self.request)) is not None:
+        """Raise `AttemptForbiddenError` if the request must not be sent."""
+        sending = self.sending
+        if sending.stopped:
+            raise AttemptForbiddenError
+        if sending.report_errors and (cause := sending.report_stop_cause(self.request)) is not None:
             sent = self.last_error is not None and bool(self.last_error.sent)
             self.report_stopped = True
             self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
-            raise SendingStoppedError
+            raise AttemptForbiddenError
 
     # ---------------------------------------------------------------------------------------- the outcome
 

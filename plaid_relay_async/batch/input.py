@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from attrs import define, field
 
-from plaid_relay_async.batch.operations import digest_of
+from plaid_relay_async.batch.operations import Identity
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.redaction import strip_traceback
@@ -95,12 +95,12 @@ class DuplicateFilter:
         identity: see `BatchOperation.identity`.
     """
 
-    identity: tuple[str, ...]
+    identity: Identity
     _seen: set[bytes] = field(factory=set, init=False)
 
     def is_duplicate(self, request: object) -> bool:
         """Return whether a request with the same identity was seen before, and remember this one."""
-        digest = digest_of(request, self.identity)
+        digest = self.identity.digest(request)
         if digest in self._seen:
             return True
         self._seen.add(digest)

@@ -1,13 +1,17 @@
-"""The operations that have a batch, and how their calls' responses and errors become outcomes."""
+"""The operations that have a batch, and how their calls' responses and errors become outcomes.
+
+The table `OPERATIONS` adds to the endpoint table what a batch depends on, and repeats none of its columns.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeAlias
 
 from attrs import frozen
 
+from plaid_relay_async import codec
 from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, ResultT
 from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
 from plaid_relay_async.errors import (
@@ -16,13 +20,6 @@ from plaid_relay_async.errors import (
     PlaidAPIError,
     PlaidRelayError,
     ResponseDecodeError,
-)
-from plaid_relay_async.models import (
-    RelayCreateRequest,
-    RelayGetRequest,
-    RelayPdfGetRequest,
-    RelayRefreshRequest,
-    RelayRemoveRequest,
 )
 from plaid_relay_async.outcomes import Created, Failed, Fetched, Outcome, R, Refreshed, Removed, Unknown
 
@@ -35,33 +32,57 @@ ReadResult: TypeAlias = BatchResult[Fetched[R], Never]
 
 
 @frozen
+class Identity:
+    """The fields that identify a request, or its report.
+
+    Attributes:
+        names: the names of the fields.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def digest(self, request: object) -> bytes:
+        """Return a digest of the fields of a request: it takes little memory, and shows no token."""
+        parts: list[str] = []
+        for name in self.names:
+            value = getattr(request, name)
+            # The order of report tokens makes no difference to Plaid.
+            parts += [value] if isinstance(value, str) else sorted(value)
+        # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()
+
+
+@frozen
 class BatchOperation(Generic[OutcomeT, ResultT]):
     """The properties of an operation that a batch depends on.
 
     Attributes:
-        request_type: the class of its requests.
+        endpoint: its row of the endpoint table.
         build_success: returns the outcome of a call that got a response, from `response=` and the attributes
             that all outcomes have. It is a success, or `Failed` if the response says that a token wasn't
             removed.
         result_type: the class of the result of its batch.
-        identity: the names of the fields that identify a request: if they are equal, two requests are
-            duplicates.
+        identity: the fields that identify a request: if they are equal, two requests are duplicates.
         duplicate_message: the message of the error of a duplicate.
-        report_identity: the names of the fields that identify a request's report; none if requests don't
-            share reports.
-        is_safe: whether the operation is safe as RFC 9110 defines it: it changes nothing, so no outcome is
-            ever unknown. Safe operations return reports, which may be large.
+        report_identity: the fields that identify a request's report; none if requests don't share reports.
         advice: what to do about an unknown outcome.
     """
 
-    request_type: type[Any]
+    endpoint: codec.Endpoint[Any, Any]
     build_success: Callable[..., OutcomeT]
     result_type: Callable[[], ResultT]
-    identity: tuple[str, ...] = ("relay_token",)
+    identity: Identity = Identity(("relay_token",))
     duplicate_message: str = "this relay token is already in the batch"
-    report_identity: tuple[str, ...] = ()
-    is_safe: bool = False
+    report_identity: Identity = Identity()
     advice: str = OutcomeUnknownError.advice
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the operation changes nothing, so that no outcome is ever unknown.
+
+        Safe operations return reports, which may be large.
+        """
+        return self.endpoint.idempotency is codec.Idempotency.SAFE
 
     def build_outcome(self, request: object, result: Any, *, attempts: int, elapsed: float) -> OutcomeT:
         """Return the outcome of a call.
@@ -134,37 +155,29 @@ def _build_removed(*, response: Any, **attributes: Any) -> Removed | Failed:
 
 
 CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
-    RelayCreateRequest,
+    codec.RELAY_CREATE,
     Created,
     CreationResult,
-    identity=("report_tokens", "secondary_client_id"),
+    identity=Identity(("report_tokens", "secondary_client_id")),
     duplicate_message="this pair of report and partner is already in the batch",
-    report_identity=("report_tokens",),
+    report_identity=Identity(("report_tokens",)),
 )
 GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
-    BatchOperation(RelayGetRequest, Fetched, BatchResult, is_safe=True)
+    BatchOperation(codec.RELAY_GET, Fetched, BatchResult)
 )
 GET_PDF: Final[BatchOperation[ReadOutcome[PdfResponse], ReadResult[PdfResponse]]] = BatchOperation(
-    RelayPdfGetRequest, Fetched, BatchResult, is_safe=True
+    codec.RELAY_PDF_GET, Fetched, BatchResult
 )
 REFRESH: Final[BatchOperation[Refreshed | Failed | Unknown, BatchResult[Refreshed, Unknown]]] = (
-    BatchOperation(RelayRefreshRequest, Refreshed, BatchResult)
+    BatchOperation(codec.RELAY_REFRESH, Refreshed, BatchResult)
 )
 REMOVE: Final[BatchOperation[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]] = BatchOperation(
-    RelayRemoveRequest,
+    codec.RELAY_REMOVE,
     _build_removed,
     BatchResult,
     advice="The relay token may have been removed. Remove it again, which is safe: if Plaid doesn't find it, "
     "it was removed.",
 )
-
-
-def digest_of(request: object, identity: tuple[str, ...]) -> bytes:
-    """Return a digest of the named fields of a request: it takes little memory, and shows no token."""
-    parts: list[str] = []
-    for name in identity:
-        value = getattr(request, name)
-        # The order of report tokens makes no difference to Plaid.
-        parts += [value] if isinstance(value, str) else sorted(value)
-    # With 16 bytes, each digest would need the next larger size class of CPython's allocator.
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()
+OPERATIONS: Final[Mapping[str, BatchOperation[Any, Any]]] = {
+    operation.endpoint.path: operation for operation in (CREATE, GET, GET_PDF, REFRESH, REMOVE)
+}

@@ -1,6 +1,6 @@
 """A batch: one call for each request, with bounded concurrency and one outcome for each.
 
-A batch knows nothing about HTTP: each of its calls (`TrackedCall`) awaits a function that makes it.
+A batch sends nothing itself: each of its calls (`TrackedCall`) awaits a function that makes it.
 
 - Backpressure: a semaphore bounds the requests in flight and the unread outcomes together, so the input is
   read no faster than outcomes are consumed.
@@ -75,7 +75,7 @@ class Batch(Generic[OutcomeT, ResultT]):
     ) -> None:
         self.result: Final[ResultT] = operation.result_type()
         self._operation = operation
-        self._reader = RequestReader(requests, operation.request_type, request_from_token)
+        self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
         self._settings = settings
@@ -103,11 +103,8 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     def __await__(self) -> Generator[None, None, ResultT]:
         """Run the batch to its end and return its result."""
-        return self._run_to_result().__await__()
-
-    async def _run_to_result(self) -> ResultT:
         runner = self._start(streamed=False)
-        await self.sending.wait_or_drain(runner)
+        yield from self.sending.wait_or_drain(runner).__await__()
         self._raise_error()
         return self.result
 

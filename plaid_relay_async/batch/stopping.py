@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from attrs import define, field
 
 from plaid_relay_async.batch.input import RequestReader
-from plaid_relay_async.batch.operations import digest_of
+from plaid_relay_async.batch.operations import Identity
 from plaid_relay_async.batch.results import BatchResult
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
 from plaid_relay_async.certainty import reclassify
@@ -26,10 +26,6 @@ from plaid_relay_async.outcomes import Failed, Unknown
 SHARED_ERROR_LIMIT: Final = 3
 # Only the reports with the latest errors are tracked, so that the stored errors need constant memory.
 _MAX_TRACKED_REPORTS: Final = 256
-
-
-class SendingStoppedError(Exception):
-    """The request must not be sent, because the batch, or the requests for its report, have stopped."""
 
 
 class DrainableCall(Protocol):
@@ -62,8 +58,8 @@ class Sending:
     """
 
     drain_timeout: float
-    drains: DrainTracker = field(factory=DrainTracker)
-    report_identity: tuple[str, ...] = ()
+    drains: DrainTracker
+    report_identity: Identity = field(factory=Identity)
     reader: RequestReader | None = None
     result: BatchResult[Any, Any] = field(factory=BatchResult)
     calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)
@@ -117,9 +113,7 @@ class Sending:
 
     def report_stop_cause(self, request: object) -> PlaidRelayError | None:
         """Return the error that stops the requests for a request's report, or `None`."""
-        if not self.report_errors:
-            return None
-        count, error = self.report_errors.get(digest_of(request, self.report_identity), (0, None))
+        count, error = self.report_errors.get(self.report_identity.digest(request), (0, None))
         return error if count >= SHARED_ERROR_LIMIT else None
 
     def count_outcome(self, outcome: Any, error: PlaidRelayError | None) -> None:
@@ -136,10 +130,10 @@ class Sending:
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
                 self._shared_error_count = 0
                 if self.report_errors:
-                    self.report_errors.pop(digest_of(outcome.request, self.report_identity), None)
+                    self.report_errors.pop(self.report_identity.digest(outcome.request), None)
         elif error is not None:
-            if self.report_identity and affects_report(error):
-                self._count_report_error(digest_of(outcome.request, self.report_identity), error)
+            if self.report_identity.names and affects_report(error):
+                self._count_report_error(self.report_identity.digest(outcome.request), error)
             self._shared_error_count += affects_all_requests(error)
             pause_too_long = isinstance(error, RateLimitError | WaitTooLongError) and error.exceeds_max_pause
             if pause_too_long or self._shared_error_count >= SHARED_ERROR_LIMIT:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from plaid_relay_async.cli.messages import FallbackLogHandler
+from plaid_relay_async.cli.messages import ExitStatus, FallbackLogHandler, print_message
 from plaid_relay_async.cli.signals import signals
 
 __all__ = ["main"]
@@ -25,23 +25,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, as in the help of `plaid-relay`.
     """
+    with signals:
+        if argv is not None:
+            return _run(argv)
+        _open_standard_streams()
+        logging.lastResort = FallbackLogHandler(logging.WARNING)
+        logging.captureWarnings(capture=True)
+        return _flush_streams(_run(sys.argv[1:]))
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
-        from plaid_relay_async.cli.app import run_command
+        # Python ignores an exception in some functions that an import calls, and prints its traceback.
+        with signals.deferred():
+            from plaid_relay_async.cli.app import run_command
+        return run_command(argv)
+    except KeyboardInterrupt:
+        print_message("plaid-relay: interrupted")
+        return ExitStatus.FAILED
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA_PACKAGES:
             raise
         message = "plaid-relay needs cyclopts, platformdirs and rich: pip install 'plaid_relay_async[cli]'"
         sys.stderr.write(f"{message}\n")
-        return 2
-    if argv is not None:
-        with signals:
-            return run_command(argv)
-    _open_standard_streams()
-    logging.lastResort = FallbackLogHandler(logging.WARNING)
-    logging.captureWarnings(capture=True)
-    with signals:
-        status = run_command(sys.argv[1:])
-        return _flush_streams(status)
+        return ExitStatus.USAGE
 
 
 class _ClosedStream(io.TextIOBase):

@@ -45,6 +45,7 @@ from plaid_relay_async.cli.options import (
     InputOptions,
     OptionalReportToken,
     OutputPath,
+    Port,
     RelayToken,
     ReportToken,
     Strict,
@@ -300,9 +301,8 @@ def refresh(
         read_token(relay_token, "RELAY_TOKEN"),
     )
     file = open_stdout()
-    try:
-        response = run_write_call(client, lambda: client.relay.refresh(token), late_outcomes)
-    except KeyboardInterrupt:
+    response = run_write_call(client, lambda: client.relay.refresh(token), late_outcomes)
+    if response is None:
         print_message("interrupted: the outcome of the refresh is unknown")
         return ExitStatus.UNKNOWN
     return write_token_response(file, to_json(response, indent=2) + b"\n", to_json(response) + b"\n")
@@ -332,9 +332,8 @@ def remove(
         async with existing_journal or contextlib.nullcontext():
             return await client.relay.remove(token, journal=existing_journal)
 
-    try:
-        response = run_write_call(client, removal, late_outcomes)
-    except KeyboardInterrupt:
+    response = run_write_call(client, removal, late_outcomes)
+    if response is None:
         print_message("interrupted: the outcome of the removal is unknown; removing the token again is safe")
         return ExitStatus.UNKNOWN
     properties = {**response.additional_properties, "inferred": response.inferred}
@@ -381,7 +380,7 @@ def revoke(
 @app.command
 def simulate(
     *,
-    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
+    port: Port = 0,
     client: Annotated[
         list[str] | None,
         Parameter(
@@ -398,9 +397,7 @@ def simulate(
 
 
 @app.command
-def console(
-    *, port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0
-) -> ExitStatus:
+def console(*, port: Port = 0) -> ExitStatus:
     """Run the gateway's web console on a local Plaid simulator until interrupted."""
     return signals.run(run_console(port, signals))
 
@@ -412,7 +409,11 @@ def demo() -> ExitStatus:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run the command, and return its exit status."""
+    """Run the command, and return its exit status.
+
+    Raises:
+        KeyboardInterrupt: a signal has ended the command.
+    """
     try:
         # `--help` and `--version` return `None`.
         return (
@@ -421,8 +422,6 @@ def run_command(argv: Sequence[str]) -> int:
     except CycloptsError as error:
         lines = [*_redact_values(str(error), argv).split("\n"), "see plaid-relay --help"]
         status = ExitStatus.USAGE
-    except KeyboardInterrupt:
-        lines, status = ["interrupted"], ExitStatus.FAILED
     except Exception as error:  # noqa: BLE001  # a traceback could show a token
         lines, status = describe_error(error)
     print_message(f"plaid-relay: {lines[0]}", *lines[1:])

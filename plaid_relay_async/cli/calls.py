@@ -119,17 +119,28 @@ def run_write_call(
         operation: makes the call.
         late_outcomes: the list to which the client appends the outcome of an interrupted call.
 
+    Returns:
+        The response; `None` if a signal was received, and the outcome is unknown.
+
     Raises:
         PlaidRelayError: the call failed.
-        KeyboardInterrupt: a signal was received, and the outcome is unknown.
+        KeyboardInterrupt: a signal was received, and nothing was sent.
     """
     try:
         return run_call(client, operation)
     except KeyboardInterrupt:
-        # Without a late outcome (the drain timed out, or a second signal ended it) the outcome is unknown.
         match late_outcomes:
             case [Refreshed() | Removed() as outcome]:
                 return outcome.response
             case [Failed(error=error)]:
                 raise error from None
-        raise
+            case [] if not _may_have_sent(client):
+                raise
+    return None
+
+
+def _may_have_sent(client: RelayClient) -> bool:
+    """Return whether an interrupted call without a late outcome may have sent a request."""
+    # A cancelled attempt that was sent has a late outcome. But a second signal isn't a cancellation: it may
+    # end the coroutine, or the wait for the response, at any point.
+    return signals.stop_count > 1 or not client.statistics().attempts.keys() <= {"not_sent", "cancelled"}

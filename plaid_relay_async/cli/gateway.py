@@ -15,6 +15,7 @@ from rich.table import Table
 
 from plaid_relay_async.cli.arguments import ProxyOption, read_value
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, max_connections, print_message, sanitize
+from plaid_relay_async.cli.options import Port, check_port
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.serving import (
     AuditFile,
@@ -72,7 +73,7 @@ OperationsOption: TypeAlias = Annotated[
 @gateway.default
 def run_gateway(
     *,
-    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free port.")] = 0,
+    port: Port = 0,
     upstream: Annotated[
         str | None, Parameter(help="Base URL of Plaid, in place of that of --environment.")
     ] = None,
@@ -108,7 +109,10 @@ def run_gateway(
         Path | None, Parameter(help="File to append one line per call to. Default: standard error.")
     ] = None,
     metrics_port: Annotated[
-        int | None, Parameter(help="Port on 127.0.0.1 for Prometheus metrics; 0 picks a free port.")
+        int | None,
+        Parameter(
+            validator=check_port, help="Port on 127.0.0.1 for Prometheus metrics; 0 picks a free port."
+        ),
     ] = None,
     no_console: Annotated[bool, Parameter(negative="", help="Don't serve the web console.")] = False,
     connections: Annotated[
@@ -305,7 +309,10 @@ def _parse_rate_limit(value: str) -> RateLimit:
     try:
         return RateLimit(int(count), float(seconds))
     except (ConfigurationError, ValueError):
-        problem = "--rate: must be of the form COUNT/SECONDS, such as 100/60"
+        problem = (
+            "--rate: must be COUNT/SECONDS, such as 100/60: a whole number of at least 1, and a number of "
+            "seconds above 0"
+        )
     raise UsageError(problem)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from attrs import frozen
 from cyclopts import Parameter
@@ -51,6 +51,17 @@ AllowOddIDs: TypeAlias = Annotated[
         help="Accept partner IDs that look like a formula, a number or a heading and, in bulk, IDs that "
         "differ from the others.",
     ),
+]
+
+
+def check_port(_: Any, port: int | None) -> None:
+    """Raise `ValueError` unless it is the number of a port; cyclopts adds the name of the option."""
+    if port is not None and not 0 <= port <= 65535:
+        raise ValueError("Must be an integer from 0 to 65535.")
+
+
+Port: TypeAlias = Annotated[
+    int, Parameter(validator=check_port, help="Port to listen on; 0 picks a free port.")
 ]
 
 

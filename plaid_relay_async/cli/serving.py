@@ -218,7 +218,7 @@ async def serve_gateway(
     """
     try:
         await gateway.start()
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise UsageError(f"can't listen: {getattr(error, 'strerror', None) or error}") from None
     # Signal handlers only put into these queues; the work is done by coroutines that wait for them.
     stops: asyncio.Queue[None] = asyncio.Queue()

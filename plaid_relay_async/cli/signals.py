@@ -22,9 +22,9 @@ _HANDLED_SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, _SIGHUP)))
 class Signals:
     """A context manager that handles signals; outside of the main thread it handles none.
 
-    A signal raises KeyboardInterrupt, except in `run` and in `handled_by`. After `handled_by` or the context
-    manager has ended, signals are ignored, because the outcomes are known and the exit status must report
-    them.
+    A signal raises KeyboardInterrupt, except in `deferred`, `run` and `handled_by`. After `handled_by` or the
+    context manager has ended, signals are ignored, because the outcomes are known and the exit status must
+    report them.
 
     A signal that was ignored when the process started stays ignored, as `nohup` and shells expect. SIGTERM is
     the exception: if it were ignored too, only SIGKILL could stop a command, and the outcomes of its calls in
@@ -82,19 +82,31 @@ class Signals:
         self.interrupted = True
         raise KeyboardInterrupt
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt for a signal only at the end of the block."""
+        self._on_stop = _ignore_signal
+        yield
+        self._on_stop = self._raise_interrupt
+        if self.stop_count:
+            self._raise_interrupt()
+
     def run(self, main: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine in a new event loop.
 
         The first signal cancels the coroutine. A second one ends the process's wait for its cleanup. While
-        the coroutine is inside `handled_by`, signals do neither.
+        the coroutine is inside `handled_by`, signals do neither. If an earlier signal has raised
+        KeyboardInterrupt and Python has ignored it, as it does in a finalizer, the coroutine isn't started.
 
         Returns:
             The result of the coroutine.
 
         Raises:
-            KeyboardInterrupt: a signal has ended the coroutine.
+            KeyboardInterrupt: a signal has ended the coroutine, or the command before it.
         """
         try:
+            if self.interrupted:
+                self._raise_interrupt()
             with _wakeup_socket() as woken, asyncio.Runner() as runner:
                 if woken is not None:
                     runner.get_loop().add_reader(woken, woken.recv, 4096)

@@ -42,8 +42,8 @@ async def serve_simulator(
     plaid = Simulator(port=port, clients=clients, reports=reports)
     try:
         await plaid.start()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"--port {port}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UsageError(f"--port {port}: {error.strerror}") from None
     report_token = reports[0] if reports else plaid.add_report()
     sys.stdout.write(f"listening on {plaid.url}\nreport token: {escape_unprintable(report_token)}\n")
     sys.stdout.flush()

@@ -116,7 +116,7 @@ class RelayClient:
         tls_buffer: int | None = None,
     ) -> None:
         if credentials_in not in ("headers", "body"):  # no set: the value may be unhashable
-            raise ConfigurationError(f"credentials_in must be 'headers' or 'body', not {credentials_in!r}")
+            raise ConfigurationError("credentials_in must be 'headers' or 'body'")
         timeouts = Timeouts() if timeouts is None else timeouts
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, codec
+from plaid_relay_async import batch
 from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.outcomes import Completed
@@ -15,18 +15,10 @@ from plaid_relay_async.outcomes import Completed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.outcomes import LateOutcome
 
 _logger = logging.getLogger("plaid_relay_async")
-
-_OPERATIONS_BY_PATH: Final[dict[str, batch.BatchOperation[Any, Any]]] = {
-    codec.RELAY_CREATE.path: batch.CREATE,
-    codec.RELAY_REFRESH.path: batch.REFRESH,
-    codec.RELAY_REMOVE.path: batch.REMOVE,
-}
-_OTHER_OPERATION: Final[batch.BatchOperation[LateOutcome, Any]] = batch.BatchOperation(
-    object, Completed, batch.BatchResult
-)
 
 
 class LateOutcomes:
@@ -43,16 +35,12 @@ class LateOutcomes:
         self._callback = callback
 
     def report_call(
-        self,
-        endpoint: codec.Endpoint[Any, Any],
-        request: object,
-        result: Any,
-        *,
-        attempts: int,
-        elapsed: float,
+        self, endpoint: Endpoint[Any, Any], request: object, result: Any, *, attempts: int, elapsed: float
     ) -> None:
         """Report the outcome of a call without a journal, from its response or error."""
-        operation = _OPERATIONS_BY_PATH.get(endpoint.path, _OTHER_OPERATION)
+        operation: batch.BatchOperation[Any, Any] = batch.OPERATIONS.get(
+            endpoint.path, batch.BatchOperation(endpoint, Completed, batch.BatchResult)
+        )
         outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
         self.report(endpoint.path, outcome)
 

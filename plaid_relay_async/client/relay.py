@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import Outcome, Refreshed, Removed
     from plaid_relay_async.transport import Transport
-
-R = TypeVar("R")
 
 
 class Relay(OperationGroup):
@@ -115,7 +113,7 @@ class Relay(OperationGroup):
         overrides = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
             return self._recorded_call(
-                batch.CREATE, codec.RELAY_CREATE, request, journal, timeout=timeout, retry=retry, **overrides
+                batch.CREATE, request, journal, timeout=timeout, retry=retry, **overrides
             )
         for name, value in overrides.items():
             if value is not None:
@@ -149,7 +147,7 @@ class Relay(OperationGroup):
             BatchStoppedError: the input, the journal or a callback raised, or an item of the input isn't a
                 `RelayCreateRequest`. The error is raised at the end of the batch, and has the `result`.
         """
-        return self._many(batch.CREATE, codec.RELAY_CREATE, requests, None, options=options, journal=journal)
+        return self._many(batch.CREATE, requests, None, options=options, journal=journal)
 
     @strip_traceback
     def get_many(
@@ -181,7 +179,7 @@ class Relay(OperationGroup):
                 the end of the batch, and has the `result`.
         """
         to_request = partial(RelayGetRequest, include_insights=include_insights)
-        return self._many(batch.GET, codec.RELAY_GET, relay_tokens, to_request, options=options)
+        return self._many(batch.GET, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def get_pdf_many(
@@ -201,9 +199,7 @@ class Relay(OperationGroup):
         Raises:
             PlaidRelayError: see `get_many`.
         """
-        return self._many(
-            batch.GET_PDF, codec.RELAY_PDF_GET, relay_tokens, RelayPdfGetRequest, options=options
-        )
+        return self._many(batch.GET_PDF, relay_tokens, RelayPdfGetRequest, options=options)
 
     @strip_traceback
     def refresh_many(
@@ -232,7 +228,7 @@ class Relay(OperationGroup):
                 the end of the batch, and has the `result`.
         """
         to_request = partial(RelayRefreshRequest, webhook=webhook)
-        return self._many(batch.REFRESH, codec.RELAY_REFRESH, relay_tokens, to_request, options=options)
+        return self._many(batch.REFRESH, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def remove_many(
@@ -260,19 +256,11 @@ class Relay(OperationGroup):
             BatchStoppedError: the input, the journal or a callback raised, or a token is invalid. The error
                 is raised at the end of the batch, and has the `result`.
         """
-        return self._many(
-            batch.REMOVE,
-            codec.RELAY_REMOVE,
-            relay_tokens,
-            RelayRemoveRequest,
-            options=options,
-            journal=journal,
-        )
+        return self._many(batch.REMOVE, relay_tokens, RelayRemoveRequest, options=options, journal=journal)
 
     def _many(
         self,
         operation: BatchOperation[OutcomeT, ResultT],
-        endpoint: codec.Endpoint[Any, Any],
         requests: Iterable[Any] | AsyncIterable[Any],
         request_from_token: Callable[[str], object] | None,
         *,
@@ -292,7 +280,7 @@ class Relay(OperationGroup):
         return Batch(
             operation,
             requests,
-            partial(self._transport.call, endpoint, timeout=timeout, retry=retry),
+            partial(self._transport.call, operation.endpoint, timeout=timeout, retry=retry),
             settings,
             drain_timeout=self._drain,
             drains=self._transport.drains,
@@ -312,14 +300,13 @@ class Relay(OperationGroup):
     async def _recorded_call(
         self,
         operation: BatchOperation[Any, Any],
-        endpoint: codec.Endpoint[Any, R],
         request: object,
         journal: JournalProtocol,
         *,
         timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
         retry: RetryPolicy | None,
         **overrides: bool | None,
-    ) -> R:
+    ) -> Any:
         """Make a call that a journal records, and return its response.
 
         The call isn't bulk, so pauses count against its timeout, and declined attempts against
@@ -329,7 +316,7 @@ class Relay(OperationGroup):
         call: TrackedCall[Any] = TrackedCall(
             operation,
             request,
-            partial(self._transport.call, endpoint, timeout=timeout, retry=retry),
+            partial(self._transport.call, operation.endpoint, timeout=timeout, retry=retry),
             Sending(self._drain, self._transport.drains),
             self._acquire_recorder(journal, total, **overrides),
             bulk=False,
@@ -340,7 +327,7 @@ class Relay(OperationGroup):
         except asyncio.CancelledError:
             # The drain has ended, so the outcome is known, but no caller receives it.
             if call.outcome is not None:
-                self._late_outcomes.report(endpoint.path, call.outcome)
+                self._late_outcomes.report(operation.endpoint.path, call.outcome)
             raise
         # The caller receives the outcome even if the journal can't record it.
         if call.outcome is None:
@@ -348,8 +335,7 @@ class Relay(OperationGroup):
             raise call.sending.error
         if isinstance(call.outcome, Failed | Unknown):
             raise call.outcome.error
-        response: R = call.outcome.response
-        return response
+        return call.outcome.response
 
     @strip_traceback
     def get(
@@ -529,7 +515,5 @@ class Relay(OperationGroup):
         """
         request = RelayRemoveRequest(relay_token)
         if journal is not None:
-            return self._recorded_call(
-                batch.REMOVE, codec.RELAY_REMOVE, request, journal, timeout=timeout, retry=retry
-            )
+            return self._recorded_call(batch.REMOVE, request, journal, timeout=timeout, retry=retry)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)

@@ -346,20 +346,20 @@ def decode_record(source: Any, cls: type[T], parse: Callable[[Any], Any] = _pars
 DECODE_ERRORS: Final = (_StructureError, ValueError, TypeError, ArithmeticError, RecursionError)
 
 
-def describe_decode_error(error: BaseException) -> tuple[str, str]:
-    """Return the problem and its JSON path, without any content of the JSON."""
+def describe_decode_error(error: BaseException, subject: str = "the response") -> tuple[str, str]:
+    """Return the problem and its JSON path. The text calls the JSON `subject`, and quotes nothing of it."""
     if isinstance(error, _StructureError):
         return error.problem, f"${error.path}"
     if isinstance(error, json.JSONDecodeError):
         problem = "is empty" if not error.doc.strip() else f"isn't JSON ({error.msg}, character {error.pos})"
-        return f"the response {problem}", "$"
+        return f"{subject} {problem}", "$"
     if isinstance(error, UnicodeDecodeError):
-        return f"the response isn't UTF-8 (byte {error.start})", "$"
+        return f"{subject} isn't UTF-8 (byte {error.start})", "$"
     if isinstance(error, RecursionError):
-        return "the response is nested too deeply", "$"
+        return f"{subject} is nested too deeply", "$"
     # Errors inside a record are `_StructureError`s, so the others concern the whole value. Their texts aren't
-    # used, because they may quote the response.
-    return "not an object" if isinstance(error, TypeError) else "the response contains an invalid number", "$"
+    # used, because they may quote the JSON.
+    return "not an object" if isinstance(error, TypeError) else f"{subject} contains an invalid number", "$"
 
 
 # --------------------------------------------------------------------------------------------- encoding
@@ -460,7 +460,7 @@ def from_json(data: bytes | str, cls: type[T]) -> T:
     try:
         return decode_record(data, cls)
     except DECODE_ERRORS as error:
-        problem, path = describe_decode_error(error)
+        problem, path = describe_decode_error(error, "the stored record")
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)
 
 
@@ -492,7 +492,7 @@ def structure(plain: Mapping[str, Any], cls: type[T]) -> T:
     try:
         return decode_record(plain, cls, _floats_to_decimals)
     except DECODE_ERRORS as error:
-        problem, path = describe_decode_error(error)
+        problem, path = describe_decode_error(error, "the stored record")
     raise ResponseDecodeError(f"{problem} at {path}", path=path, sent=False, advice=_STORED_RECORD_ADVICE)
 
 

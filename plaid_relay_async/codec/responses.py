@@ -96,7 +96,7 @@ def read_response(
     if response.body_error is not None:
         cause = f"is incomplete: {response.body_error.args[0]}"
     raise OutcomeUnknownError(
-        f"Plaid answered {response.status}, and the response {cause}",
+        f"Plaid responded with {response.status}, and the response {cause}",
         **_attributes_of_unreadable(response, request, secret),
     )
 
@@ -216,9 +216,10 @@ def _redact(value: Any, secrets: Iterable[str]) -> Any:
 
 def _error_text(response: RawResponse, attributes: Mapping[str, Any]) -> str:
     if "error_code" not in attributes:
-        return f"the server answered {response.status} without a Plaid error code"
+        return f"the server responded with {response.status}, without a Plaid error code"
     server = "the gateway" if attributes.get("error_type") == GATEWAY_ERROR else "Plaid"
-    return f"{server} answered {attributes['error_code']}: {attributes.get('error_message') or 'no message'}"
+    code, message = attributes["error_code"], attributes.get("error_message") or "no message"
+    return f"{server} responded with {code}: {message}"
 
 
 # A larger number would become infinity, with which no time can be calculated.

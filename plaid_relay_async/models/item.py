@@ -66,7 +66,7 @@ class ItemRemoveResponse:
 
     Attributes:
         request_id: Plaid's.
-        inferred: whether the removal is inferred. A first attempt got no response, and Plaid answered a
+        inferred: whether the removal is inferred. A first attempt got no response, and Plaid responded to a
             later one that there is no such token.
         additional_properties: other fields that Plaid sent.
     """

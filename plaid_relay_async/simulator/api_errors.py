@@ -149,7 +149,7 @@ _ANCHORS: Mapping[str, str] = {
 
 
 class ApiError(Exception):
-    """A request that Plaid would answer with an error.
+    """A request to which Plaid would respond with an error.
 
     Args:
         code: Plaid's `error_code`.

@@ -199,8 +199,8 @@ def check_credentials(client_id: Any, secret: Any, clients: Mapping[str, str] | 
 def check_version(version: str | None) -> None:
     """Raise ApiError for a Plaid-Version that was never published.
 
-    Plaid doesn't publish how it answers one: that it is INCOMPATIBLE_API_VERSION is our choice. The header is
-    optional, because without it Plaid uses the default of the client's Dashboard.
+    Plaid doesn't publish how it responds to one: that it is INCOMPATIBLE_API_VERSION is our choice. The
+    header is optional, because without it Plaid uses the default of the client's Dashboard.
     """
     if version is not None and version not in API_VERSIONS:
         raise ApiError("INCOMPATIBLE_API_VERSION")

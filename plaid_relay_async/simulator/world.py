@@ -462,7 +462,7 @@ class World:
     def latest_report_of_user(self, client_id: str, user_token: str) -> Report:
         """Return the latest report with an Item that was linked for a user.
 
-        Plaid doesn't publish what it answers if there is none: that it is an INVALID_FIELD is our choice.
+        Plaid doesn't publish what it responds if there is none: that it is an INVALID_FIELD is our choice.
         """
         for report in reversed(self._reports.values()):
             if report.client_id == client_id and report.terms.user_token == user_token:

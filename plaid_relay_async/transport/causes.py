@@ -115,7 +115,7 @@ def _tls_failure(error: BaseException, reason: str) -> FailureCause:
 
 
 def _proxy_failure(status: int) -> FailureCause:
-    phrase = f"the proxy answered {status}"
+    phrase = f"the proxy responded with {status}"
     if status == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         advice = "Put the proxy's user and password, percent-encoded, into its URL."
         return FailureCause(f"{phrase}: the user or the password is missing or wrong", advice, shared=True)

@@ -15,6 +15,7 @@ import time
 
 import pytest
 from processes import wait_until
+from support import CREATE
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.bulk import BatchRunner
@@ -26,7 +27,6 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 KEYS = ["outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts"]
 
@@ -241,7 +241,7 @@ def test_a_shared_error(plaid, run, partners):
     plaid.fail(Fault(status=401, body={"error_code": "INVALID_API_KEYS", "error_type": "INVALID_INPUT"}))
     result = run("bulk", partners(200), "--report-token", REPORT, "--concurrency", 2)
     assert result.status == 1
-    assert "because all requests share this error: Plaid answered INVALID_API_KEYS" in result.err
+    assert "because all requests share this error: Plaid responded with INVALID_API_KEYS" in result.err
     assert sorted(line["secondary_client_id"] for line in result.lines) == sorted(f"p{n}" for n in range(200))
     assert result.count("not_attempted") >= 190
     assert {line["attempts"] for line in result.lines if line["outcome"] == "not_attempted"} == {0}
@@ -262,9 +262,7 @@ def test_an_error_of_a_report(plaid, run, tmp_path):
     assert {(line["error_code"], line["request_id"]) for line in unsent} == {
         ("INVALID_ASSET_REPORT_TOKEN", None)
     }
-    message = (
-        f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid answered INVALID_ASSET"
-    )
+    message = f"{len(unsent)} requests: not sent after 3 errors of the same report: Plaid responded with INVALID_ASSET"
     assert result.err.count(message) == 1
     assert "all requests share this error" not in result.err
     assert "mistyped" not in result.err

@@ -21,7 +21,6 @@ from simulator_http import post
 from plaid_relay_async.cli import app, main
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 
@@ -316,13 +315,20 @@ def test_usage_errors_quote_no_value(run, args):
         (["bulk", "x", "--base-url", "http://plaid.example"], "ConfigurationError: base_url is plain http"),
         (["simulate", "--client", "no-colon"], "--client: must be of the form ID:SECRET"),
         (["simulate", "--client", ":x"], "--client: must be of the form ID:SECRET"),
-        (["simulate", "--port", "99999"], "--port 99999"),
+        (["simulate", "--port", "70000"], "for --port. Must be an integer from 0 to 65535."),
+        (["console", "--port", "70000"], "for --port. Must be an integer from 0 to 65535."),
     ],
 )
 def test_invalid_usage(plaid, run, args, problem):
     """Invalid usage has status 2 and a message."""
     result = run(*args)
     assert (result.status, problem in result.err) == (2, True), result.err
+
+
+def test_a_simulator_on_a_port_that_is_taken(plaid, run):
+    """A port that isn't available is reported with the reason of the operating system."""
+    result = run("simulate", "--port", plaid.url.rpartition(":")[2])
+    assert (result.status, "--port " in result.err, "in use" in result.err) == (2, True, True)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from collections import Counter
 import pytest
 from attrs import define
 from cryptography.fernet import Fernet
+from support import CREATE
 
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.slow
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 PARTNERS = 60
 CONCURRENCY = 5

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from simulator_http import post
+from support import GET
 
 from plaid_relay_async.cli.cells import InputFormat, InputTable
 from plaid_relay_async.cli.rows import InputProblem, parse_rows, shared_report_form
 from plaid_relay_async.models import RelayGetRequest
 from plaid_relay_async.simulator import Fault
 
-GET, PDF = "/credit/relay/get", "/credit/relay/pdf/get"
 REPORT = "assets-sandbox-1111"
 KEYS = ["outcome", "row", "file", "asset_report_id", "request_id", "error_code", "attempts", "decode_error"]
 
@@ -350,7 +350,7 @@ def test_a_shared_error(plaid, run, token_file, tmp_path):
     result = run("fetch", path, "--dir", tmp_path, "--concurrency", 1)
     assert (
         result.status,
-        "because all requests share this error: Plaid answered INVALID_API_KEYS" in result.err,
+        "because all requests share this error: Plaid responded with INVALID_API_KEYS" in result.err,
     ) == (1, True)
     assert sorted(line["row"] for line in result.lines) == list(range(1, 101))
     assert [result.count(n) for n in ("failed", "already_there", "not_attempted")] == [3, 1, 96]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import CREATE
 
 from plaid_relay_async.cli.cells import InputFormat, InputTable
 from plaid_relay_async.cli.formulas import neutralize, restore
@@ -15,7 +16,6 @@ from plaid_relay_async.cli.output import OUTCOME_COLUMNS, open_output
 from plaid_relay_async.cli.rows import creation_form, parse_rows, shared_report_form
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 CELLS = json.loads(Path(__file__).parents[1].joinpath("cells.json").read_text("utf-8"))
 SIGNS = "=+-@\uff1d\uff0b\uff0d\uff20"

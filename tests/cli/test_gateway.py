@@ -21,6 +21,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from processes import ignoring_signals, wait_until
+from support import CREATE
 
 from plaid_relay_async import AuthenticationError, RelayClient, Timeouts
 from plaid_relay_async.gateway import RELAY_OPERATIONS, KeyFile
@@ -28,7 +29,6 @@ from plaid_relay_async.gateway.keys import find_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
@@ -140,9 +140,11 @@ def test_list_and_revoke(run, keys_file):
         (["ann", "--credentials", "canary_token"], "credentials must be the name of a set"),
         (["ann", "--operation", "/canary-token"], "--operation: must be all, or a path"),
         (["ann", "--partner", "canary-token x"], "one of the partners contains whitespace"),
-        (["ann", "--rate", "canary-token"], "--rate: must be of the form COUNT/SECONDS"),
-        (["ann", "--rate", "0/5"], "--rate: must be of the form COUNT/SECONDS"),
-        (["ann", "--rate", "5"], "--rate: must be of the form COUNT/SECONDS"),
+        (["ann", "--rate", "canary-token"], "--rate: must be COUNT/SECONDS, such as 100/60"),
+        (["ann", "--rate", "0/5"], "a whole number of at least 1, and a number of seconds above 0"),
+        (["ann", "--rate", "1.5/2"], "a whole number of at least 1, and a number of seconds above 0"),
+        (["ann", "--rate", f"{10**20}/2"], "a whole number of at least 1, and a number of seconds above 0"),
+        (["ann", "--rate", "5"], "--rate: must be COUNT/SECONDS, such as 100/60"),
         (["ann", "canary-token"], "see plaid-relay --help"),
         ([], "see plaid-relay --help"),
     ],
@@ -217,7 +219,9 @@ def tls_files(config_home):
         (["--environment", "development"], "see plaid-relay --help"),
         (["--listen", "0.0.0.0"], "use --tls-certificate and --tls-key, or --plain-http"),
         (["--listen", "::"], "use --tls-certificate and --tls-key, or --plain-http"),
-        (["--port", "99999"], "can't listen: bind(): port must be 0-65535"),
+        (["--port", "70000"], "for --port. Must be an integer from 0 to 65535."),
+        (["--port", "-1"], "for --port. Must be an integer from 0 to 65535."),
+        (["--metrics-port", "70000"], "for --metrics-port. Must be an integer from 0 to 65535."),
         (["--listen", "192.0.2.1", "--plain-http"], "can't listen: "),
         (["--listen", "a" * 64, "--plain-http"], "can't listen: "),
         (["--name", "https://x.example"], "--name: must be a host name"),

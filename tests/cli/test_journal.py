@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
+from support import CREATE, REMOVE
 
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
-REMOVE = "/credit/relay/remove"
 REPORT = "assets-sandbox-1111"
 KEYS = ["outcome", "secondary_client_id", "relay_token", "request_id", "error_code", "attempts"]
 

@@ -77,7 +77,7 @@ def test_a_proxy_that_rejects_is_named(proxy, run, monkeypatch, by):
     monkeypatch.setenv("HTTPS_PROXY", url if by == "HTTPS_PROXY" else "http://127.0.0.1:9")
     result = run("get", "token", *(["--proxy", url] if by == "--proxy" else []))
     assert result.status == 1
-    assert "the proxy answered 407: the user or the password is missing or wrong" in result.err
+    assert "the proxy responded with 407: the user or the password is missing or wrong" in result.err
     assert f"; proxy: http://{address} [not sent" in result.err
     assert "percent-encoded" in result.err
     assert PASSWORD not in result.err

@@ -17,6 +17,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from support import CREATE, REFRESH
 
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.bulk import BatchRunner
@@ -29,8 +30,6 @@ from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
-REFRESH = "/credit/relay/refresh"
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 LINE = {

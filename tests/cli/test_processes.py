@@ -19,7 +19,6 @@ from plaid_relay_async.simulator import Fault
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 SECRET = "canary-secret-7d1f"
 PARTNERS = 400  # enough for a second of work, so that most moments fall into it
@@ -54,7 +53,9 @@ def check(plaid, lines, status, errors):
     assert len(line_by_partner) == len(lines)
     assert len(lines) == PARTNERS or (not lines and not plaid.ledger)
     assert status in ({0, 1, 3} if lines else {1, 2, 3, -signal.SIGTERM, -signal.SIGINT, 130})
-    assert "Traceback" not in errors or not plaid.ledger
+    # Until the package itself is imported, Python handles signals. If one arrives in the callback of a weak
+    # reference that each import calls, Python prints the KeyboardInterrupt and ignores it.
+    assert "Traceback" not in errors or "_get_module_lock" in errors or not plaid.ledger
 
 
 def test_closed_pipe(start, spawn, partners, rescued):

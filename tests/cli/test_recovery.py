@@ -11,11 +11,11 @@ import urllib.request
 import pytest
 from cryptography.fernet import Fernet
 from processes import wait_until
+from support import CREATE, GET, REMOVE
 
 from plaid_relay_async.cli.output import open_output
 from plaid_relay_async.simulator import Fault
 
-CREATE, GET, REMOVE = "/credit/relay/create", "/credit/relay/get", "/credit/relay/remove"
 REPORT = "assets-sandbox-1111"
 
 

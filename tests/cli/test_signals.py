@@ -7,18 +7,19 @@ import os
 import pty
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 from processes import ignoring_signals, running_process, unread_bytes, wait_until, waits_in_kernel
+from support import CREATE
 
 from plaid_relay_async.cli import _flush_streams
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.gateway import KeyFile
 
-CREATE = "/credit/relay/create"
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 
@@ -37,6 +38,31 @@ def test_a_signal_outside_of_the_event_loop(number):
         send(number)
     assert signals.interrupted
     send(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_deferred_signal(number):
+    """A deferred signal raises KeyboardInterrupt at the end of the block."""
+    steps = []
+    with Signals() as signals, pytest.raises(KeyboardInterrupt), signals.deferred():
+        send(number)
+        steps.append("completed")
+    assert (steps, signals.interrupted) == (["completed"], True)
+
+
+def test_an_ignored_keyboard_interrupt():
+    """A coroutine isn't started if a signal was received before it, even if KeyboardInterrupt was ignored."""
+    steps = []
+
+    async def work():
+        steps.append("started")
+
+    with Signals() as signals:
+        with contextlib.suppress(KeyboardInterrupt):
+            send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signals.run(work())
+    assert steps == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -214,6 +240,33 @@ def test_sighup_that_requests_a_reload():
 # The command
 
 
+INTERRUPTED_IMPORT = """
+import signal, sys, weakref
+from plaid_relay_async.cli import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "plaid_relay_async.cli.app":
+            referent = {1}
+            reference = weakref.ref(referent, lambda _: signal.raise_signal(int(sys.argv.pop())))
+            del referent
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_an_import(plaid, partners, number):
+    """A signal ends the command even in a weak reference's callback, where Python ignores exceptions."""
+    args = ["bulk", partners(3), "--report-token", REPORT, int(number)]
+    with ignoring_signals():
+        command = [sys.executable, "-Ic", INTERRUPTED_IMPORT, *map(str, args)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (1, "", "plaid-relay: interrupted\n")
+    assert not plaid.requests
+
+
 @pytest.mark.parametrize(
     ("command", "status", "text"),
     [("get", 1, "interrupted"), ("remove", 3, "the outcome of the removal is unknown")],
@@ -268,8 +321,8 @@ def test_nohup(start, spawn, partners):
 
 
 @pytest.fixture
-def unresponsive_database():
-    """Run a database server that never responds; return its URL and its connections."""
+def unresponsive_server():
+    """Run a server that never responds; return its address and its connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections = []
 
@@ -282,7 +335,7 @@ def unresponsive_database():
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield f"postgresql://user@127.0.0.1:{server.getsockname()[1]}/database", connections
+        yield f"127.0.0.1:{server.getsockname()[1]}", connections
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         for each in connections:
@@ -290,16 +343,34 @@ def unresponsive_database():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_journal_that_does_not_open(plaid, spawn, partners, unresponsive_database, number):
+def test_a_journal_that_does_not_open(plaid, spawn, partners, unresponsive_server, number):
     """A signal ends a batch that waits for its journal; nothing was sent."""
-    url, connections = unresponsive_database
-    args = ("bulk", partners(3), "--report-token", REPORT, "--journal", url, "--run", "r")
+    address, connections = unresponsive_server
+    journal = f"postgresql://user@{address}/database"
+    args = ("bulk", partners(3), "--report-token", REPORT, "--journal", journal, "--run", "r")
     with ignoring_signals():
         process = spawn(*args)
     wait_until(lambda: connections)
     process.send_signal(number)
     out, errors = process.communicate()
     assert (process.returncode, out, "interrupted" in errors) == (1, "", True)
+    assert not plaid.requests
+
+
+@pytest.mark.parametrize("args", [["refresh"], ["remove"], ["remove", "--journal"]])
+def test_a_single_call_that_was_not_sent(plaid, spawn, monkeypatch, unresponsive_server, args):
+    """A signal during the TLS handshake, or while the journal opens, leaves no unknown outcome."""
+    address, connections = unresponsive_server
+    if "--journal" in args:
+        args = [*args, f"postgresql://user@{address}/database"]
+    else:
+        monkeypatch.setenv("PLAID_BASE_URL", f"https://{address}")
+    with ignoring_signals():
+        process = spawn(*args, "credit-relay-sandbox-1")
+    wait_until(lambda: connections)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate()
+    assert (process.returncode, out, errors.splitlines()[-1]) == (1, "", "plaid-relay: interrupted")
     assert not plaid.requests
 
 

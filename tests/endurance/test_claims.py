@@ -13,8 +13,8 @@ import pytest
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from journal_support import CREATE, KEY, REMOVE, ResponseGate, gated_responses
-from support import OWNER, QUICK
+from journal_support import KEY, ResponseGate, gated_responses
+from support import CREATE, OWNER, QUICK, REMOVE
 from worker_processes import worker_processes
 
 from plaid_relay_async import (

@@ -12,8 +12,8 @@ import time
 import aiohttp
 import pytest
 from attrs import define, field
-from journal_support import CREATE, KEY, creation_requests, read_records
-from support import OWNER, QUICK
+from journal_support import KEY, creation_requests, read_records
+from support import CREATE, OWNER, QUICK
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal

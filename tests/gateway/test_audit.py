@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import termios
 
 import pytest
-from gateway_setup import GatewaySetup, running_gateway
+from gateway_setup import GatewaySetup, caller_sockets, queued_bytes, running_gateway
 from processes import wait_until_async
 from raw_http import (
     CREATE,
@@ -28,13 +29,20 @@ def audit_records(audit: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     return [json.loads(each.getMessage()) for each in audit.records if each.name.endswith(".audit")]
 
 
+def has_read_everything(url: str) -> bool:
+    """Return whether a gateway has accepted a connection and has read all that was sent over it."""
+    return [queued_bytes(each, termios.FIONREAD) for each in caller_sockets(url)] == [0]
+
+
 async def test_an_error_for_a_disconnected_caller_is_not_delivered(setup, audit):
     """The caller closed the connection in the middle of its body."""
     async with raw_connection(setup.gateway.url) as connection:
         lines = (f"Host: {HOST_PLACEHOLDER}", f"Authorization: Bearer {setup.keys['lender']}")
         kind = ("Content-Type: application/json", "Content-Length: 100")
         await connection.send(build_head(f"POST {CREATE} HTTP/1.1", *lines, *kind) + b"{")
-        await wait_until_async(lambda: setup.gateway._listener.requests_count)
+        await wait_until_async(lambda: has_read_everything(setup.gateway.url))
+        for _ in range(5):  # the request is handled in one of the next iterations of the event loop
+            await asyncio.sleep(0)
     await wait_until_async(lambda: audit_records(audit))
     (entry,) = audit_records(audit)
     assert (entry["status"], entry["error_code"], entry["delivered"]) == (400, "INVALID_HTTP", False)
@@ -43,8 +51,8 @@ async def test_an_error_for_a_disconnected_caller_is_not_delivered(setup, audit)
 async def count_rejected(setup: GatewaySetup, connection: Connection, audit: pytest.LogCaptureFixture) -> int:
     """Send requests without a key over a connection with small buffers, and return how many were rejected before they filled up."""
     count = -1
-    (state,) = setup.gateway._listener._states.values()
-    state.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    for each in caller_sockets(setup.gateway.url):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     connection.writer.write(
         build_request(close=False).replace(HOST_PLACEHOLDER.encode(), b"127.0.0.1") * 1000
     )

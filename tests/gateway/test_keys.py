@@ -32,7 +32,8 @@ BINDINGS = st.fixed_dictionaries(
         "credentials": st.from_regex("[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}", fullmatch=True),
         "operations": st.sets(st.sampled_from(ALL_OPERATIONS), min_size=1),
         "partners": st.none() | st.sets(PARTNERS, min_size=1),
-        "rate": st.none() | st.builds(RateLimit, st.integers(1), st.integers(1) | st.floats(0.001, 1e9)),
+        "rate": st.none()
+        | st.builds(RateLimit, st.integers(1, sys.maxsize), st.integers(1) | st.floats(0.001, 1e9)),
     },
 )
 
@@ -367,6 +368,17 @@ def test_an_invalid_file_is_rejected(key_file, content, problem):
     with pytest.raises(ConfigurationError, match=problem) as caught:
         key_file.read()
     assert str(key_file.path) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["count", "per"])
+def test_a_key_in_the_place_of_a_number(key_file, field):
+    """The error about a number in the file doesn't quote a key that was pasted in its place."""
+    _, key = new_key("ann")
+    key_file.add("ann")
+    key_file.path.write_text(json.dumps(with_entry(rate={"count": 1, "per": 1} | {field: key})))
+    with pytest.raises(ConfigurationError, match=rf"\.rate: {field} must be .*, not str ") as caught:
+        key_file.read()
+    assert key not in str(caught.value)
 
 
 ADD = "import sys; from plaid_relay_async.gateway.key_file import KeyFile; print(KeyFile(sys.argv[1]).add(sys.argv[2]))"

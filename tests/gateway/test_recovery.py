@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from gateway_setup import UPSTREAM_CREDENTIALS, running_gateway, wait_for_keys
 from raw_http import CREATE, CREATE_BODY, REMOVE, build_request
-from support import OWNER, PARTNER
+from support import OWNER, PARTNER, issued_tokens
 from yarl import URL
 
 from plaid_relay_async import (
@@ -132,7 +132,7 @@ async def test_another_key_for_the_operation_succeeds(tmp_path, plaid, bound, co
         await wait_for_keys(gateway, *(key.name for key in keys.read()))
         async with RelayClient(gateway_key=added, base_url=gateway.url, retry=ONCE) as again:
             created = await again.relay.create([REPORT], "p")
-    assert [entry["relay_token"] for entry in plaid.ledger] == [created.relay_token]
+    assert issued_tokens(plaid) == [created.relay_token]
 
 
 async def test_a_missing_set_of_credentials_is_added(plaid):

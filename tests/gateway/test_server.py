@@ -19,12 +19,7 @@ import trustme
 from support import QUICK
 
 from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy
-from plaid_relay_async.errors import (
-    AuthenticationError,
-    NotSentError,
-    OutcomeUnknownError,
-    RateLimitError,
-)
+from plaid_relay_async.errors import AuthenticationError, NotSentError, OutcomeUnknownError, RateLimitError
 from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, KeyFile, new_key
 from plaid_relay_async.limits import RateLimit
 from plaid_relay_async.simulator import Fault, Simulator
@@ -552,7 +547,10 @@ async def test_a_connection_that_arrives_while_the_gateway_closes(upstream, capl
     ours, theirs = socket.socketpair()
     with ours, theirs:
         loop = asyncio.get_running_loop()
-        accepting = list(gateway._listener._accepting.values())
+        accepting = [
+            task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Listener._accept_loop"
+        ]
+        assert len(accepting) == 1
         loop.add_reader(ours, lambda: [task.cancel() for task in accepting])
         theirs.send(b"x")
         with socket.create_connection((host, int(port))):  # the next iteration finds both sockets readable

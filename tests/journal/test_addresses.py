@@ -8,9 +8,10 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from journal_support import CREATE, KEY, creation_requests, engine_for_uri
+from journal_support import KEY, creation_requests, engine_for_uri
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import ConfigurationError, JournalError
 from plaid_relay_async.journal import Journal

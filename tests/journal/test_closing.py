@@ -8,15 +8,8 @@ import sqlite3
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journal_support import (
-    CREATE,
-    KEY,
-    REMOVE,
-    creation_requests,
-    lease_expiry,
-    read_records,
-    tokens_per_partner,
-)
+from journal_support import KEY, creation_requests, lease_expiry, read_records, tokens_per_partner
+from support import CREATE, REMOVE
 
 from plaid_relay_async import BatchStoppedError, JournalError
 from plaid_relay_async.journal import Journal

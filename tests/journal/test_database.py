@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 
 import pytest
 from journal_support import (
-    CREATE,
     KEY,
+    CapturingJournal,
     creation_requests,
     engine_for_uri,
+    execute,
     lease_expiry,
+    open_database,
     read_records,
     tokens_per_partner,
 )
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER
+from support import CREATE, OWNER
 
 from plaid_relay_async import BatchStoppedError, JournalError, RelayClient, Timeouts
 from plaid_relay_async.journal import Journal, schema
@@ -34,10 +36,9 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 
 async def test_a_journal_of_a_later_release_is_rejected(url):
     """A journal with newer tables is an error, and isn't changed."""
-    async with Journal(url, key=KEY) as journal:
-        await journal._run_transaction(
-            lambda c: c.execute(schema.journals.update().values(version=99)).close()
-        )
+    async with Journal(url, key=KEY):
+        pass
+    await execute(url, schema.journals.update().values(version=99))
     with pytest.raises(JournalError, match="version 99 of its tables"):
         await Journal(url, key=KEY).open()
 
@@ -159,18 +160,16 @@ async def test_the_longest_request_counts(plaid, report, url):
         for total, longest in ((5.0, 5.0), (9.0, 9.0), (3.0, 9.0)):
             async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=total)) as client:
                 await client.relay.create([report], f"p{total}", journal=journal)
-            (recorded,) = await journal._run_transaction(
-                lambda connection: connection.execute(query).scalars().all()
-            )
-            assert recorded == longest
+            assert await execute(url, query) == [(longest,)]
 
 
 async def test_a_value_that_cannot_be_read_is_not_quoted(client, report, tmp_path):
     """The database's message could contain a part of the value, which may be a token."""
-    async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
         broken = text("UPDATE relay_entries SET token = CAST('canary' || x'ff' AS TEXT)")
-        await journal._run_transaction(lambda connection: connection.execute(broken).close())
+        await execute(path, broken)
         with pytest.raises(JournalError, match="Could not decode to UTF-8") as caught:
             await read_records(journal, "x")
     assert "canary" not in str(caught.value)
@@ -182,8 +181,10 @@ async def test_a_callers_engine_reads_what_others_commit(postgres):
     address = postgres.url.replace("postgresql:", "postgresql+psycopg:")
     engine = create_async_engine(address, isolation_level="REPEATABLE READ")
     query = text("SHOW transaction_isolation")
-    async with Journal(engine, key=KEY) as journal:
-        assert await journal._run_transaction(lambda c: c.execute(query).scalar_one()) == "read committed"
+    async with open_database(engine) as database:
+        line = database.new_connection()
+        isolation = await database.run_transaction(line, lambda c: c.execute(query).scalar_one(), 0.0)
+        assert isolation == "read committed"
     async with engine.connect() as connection:
         assert (await connection.execute(query)).scalar_one() == "repeatable read"
     await engine.dispose()
@@ -195,23 +196,33 @@ async def test_a_missing_folder_is_an_error(tmp_path):
         await Journal(tmp_path / "nowhere" / "relay.db", key=KEY).open()
 
 
+@contextmanager
+def page_limit(count):
+    """Limit the size of the databases of SQLite that are opened in the block, as a full disk does."""
+
+    def set_limit(connection, _record):
+        connection.execute(f"PRAGMA max_page_count={count}").close()
+
+    event.listen(Engine, "connect", set_limit)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", set_limit)
+
+
 async def test_a_full_disk_stops_the_run_and_loses_no_token(plaid, client, report, tmp_path):
     """Nothing is sent without a recorded intent, and received tokens are returned with `journalled=False`."""
     path = tmp_path / "relay.db"
     async with Journal(path, run="x", key=KEY) as journal:
         await client.relay.create([report], "first", journal=journal)
-        engine = create_engine(f"sqlite:///{path}")
-        with engine.begin() as connection:
-            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        engine.dispose()
-        writer = journal._open_resources.coordinator.writer
-        line = writer._commands._process.args[0]
-        await line.run(lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages + 2}").close())
-        batch = client.relay.create_many(creation_requests(report, 500), journal=journal, concurrency=5)
-        with pytest.raises(BatchStoppedError) as caught:
-            await batch
-        assert isinstance(caught.value.__cause__, JournalError)
-        assert "database or disk is full" in str(caught.value.__cause__)
+    ((pages,),) = await execute(path, text("PRAGMA page_count"))
+    with page_limit(pages + 2):
+        async with Journal(path, run="x", key=KEY) as journal:
+            batch = client.relay.create_many(creation_requests(report, 500), journal=journal, concurrency=5)
+            with pytest.raises(BatchStoppedError) as caught:
+                await batch
+            assert isinstance(caught.value.__cause__, JournalError)
+            assert "database or disk is full" in str(caught.value.__cause__)
     tokens = {o.relay_token for o in batch.result.created}
     assert tokens | {plaid.ledger[0]["relay_token"]} == {line["relay_token"] for line in plaid.ledger}
     assert batch.result.not_attempted or not all(o.journalled for o in batch.result.created)
@@ -274,7 +285,8 @@ async def test_an_intent_that_outlasts_the_lease_is_not_sent(plaid, client, repo
 async def test_a_late_token_and_a_concurrent_intent(plaid, client, report, postgres):
     """Both are recorded, although the unique index first rejects the token's transaction."""
     await postgres.reset()
-    async with Journal(postgres.url, run="x", key=KEY) as journal:
+    async with Journal(postgres.url, run="x", key=KEY) as opened:
+        journal = CapturingJournal(opened)
         await client.relay.create([report], "p", journal=journal)
         await postgres.execute("UPDATE relay_entries SET claim = false, state = 'unknown', token = NULL")
         (row,) = (await postgres.execute("SELECT id FROM relay_entries"))[0]
@@ -283,7 +295,7 @@ async def test_a_late_token_and_a_concurrent_intent(plaid, client, report, postg
         other = f"{insert} SELECT 7, pair, 'begun', false, true, {columns} FROM relay_entries"
         late = outcome_command(row, CreationState.CREATED, token=Hidden("late"))
         async with postgres.transaction(other):
-            writing = asyncio.ensure_future(journal._open_resources.coordinator.writer.submit(late))
+            writing = asyncio.ensure_future(journal.writer.submit(late))
             await postgres.wait_for_waiting()
         await writing
         rows = await postgres.execute("SELECT state, claim FROM relay_entries ORDER BY state")

@@ -8,8 +8,9 @@ import warnings
 from contextlib import closing
 
 import pytest
-from journal_support import CREATE, KEY, creation_requests, read_records
+from journal_support import KEY, creation_requests, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest
 from plaid_relay_async.errors import RequestValidationError

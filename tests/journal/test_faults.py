@@ -14,8 +14,9 @@ from collections import Counter
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journal_support import CREATE, KEY
+from journal_support import KEY
 from processes import running_process_async
+from support import CREATE
 
 from plaid_relay_async import BatchStoppedError, Created, JournalError, RelayCreateRequest, Unknown
 from plaid_relay_async.journal import Journal

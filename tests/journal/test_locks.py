@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from journal_support import CREATE, KEY, read_records
+from journal_support import KEY, read_records
+from support import CREATE
 
 from plaid_relay_async import JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal

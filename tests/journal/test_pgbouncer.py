@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
+from journal_support import (
+    KEY,
+    create_in_run,
+    creation_requests,
+    open_database,
+    read_records,
+    tokens_per_partner,
+)
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -49,15 +56,17 @@ async def test_a_callers_engine_keeps_its_prepare_threshold(client, report, pgbo
     await engine.dispose()
 
 
-async def test_no_statement_is_prepared(client, report, postgres):
+async def test_no_statement_is_prepared(postgres):
     """Without a pooler as well, a session has no prepared statement after many transactions."""
     await postgres.reset()
-    async with Journal(postgres.url, run="x", key=KEY) as journal:
-        await client.relay.create_many(creation_requests(report, 100), journal=journal)
-        for _ in range(10):
-            await journal.runs()
-        query = text("SELECT count(*) FROM pg_prepared_statements")
-        assert await journal._run_transaction(lambda connection: connection.execute(query).scalar_one()) == 0
+    query = text("SELECT count(*) FROM pg_prepared_statements")
+    async with open_database(postgres.url) as database:
+        connection = database.new_connection()
+        counts = [
+            await database.run_transaction(connection, lambda c: c.execute(query).scalar_one(), 0.0)
+            for _ in range(20)
+        ]
+    assert counts == [0] * 20
 
 
 @pytest.mark.parametrize("which", ["pooler", "server"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from journal_support import CREATE, KEY, creation_requests, tokens_per_partner
+from journal_support import KEY, creation_requests, tokens_per_partner
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
+from support import CREATE, issued_tokens
 
 from plaid_relay_async import BatchStoppedError, ConfigurationError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -44,7 +45,7 @@ async def test_an_unknown_pair_share_a_new_report(plaid, client, report, url):
         with pytest.raises(OutcomeUnknownError, match="retry_unknown=True"):
             await client.relay.create([report], "p", journal=journal)
         response = await client.relay.create([plaid.add_report()], "p", journal=journal)
-    assert [entry["relay_token"] for entry in plaid.ledger][1:] == [response.relay_token]
+    assert issued_tokens(plaid)[1:] == [response.relay_token]
 
 
 async def test_a_journal_that_is_closed_open_it(client, report, url):

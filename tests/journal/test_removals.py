@@ -7,13 +7,14 @@ import asyncio
 import pytest
 from journal_support import (
     KEY,
-    REMOVE,
     cancelled_before_sending,
     create_in_run,
     creation_requests,
+    execute,
     read_records,
 )
 from sqlalchemy import text
+from support import REMOVE
 
 from plaid_relay_async import DuplicateRequestError, InvalidRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal import Journal
@@ -266,7 +267,7 @@ async def test_a_token_whose_record_changes_while_its_removal_waits(plaid, clien
         second = asyncio.ensure_future(client.relay.remove(token, journal=journal))
         await asyncio.sleep(0.3)
         statement = text(f"UPDATE relay_entries SET {change}")
-        await journal._run_transaction(lambda connection: connection.execute(statement).close())
+        await execute(url, statement)
         async with asyncio.timeout(60):
             assert (await first).removed
             (error,) = await asyncio.gather(second, return_exceptions=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from cryptography.fernet import Fernet
-from journal_support import CREATE, KEY, OTHER_KEY, THIRD_KEY, creation_requests, read_records
+from journal_support import KEY, OTHER_KEY, THIRD_KEY, creation_requests, execute, read_records
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import OWNER, python_process
+from support import CREATE, OWNER, python_process
 
 from plaid_relay_async import ConfigurationError, JournalError, NotSentError, RelayClient
 from plaid_relay_async.journal import Journal, schema
@@ -85,18 +85,12 @@ async def test_an_interrupted_first_use_of_a_key_is_finished_later(plaid, client
         result = await client.relay.create_many(creation_requests(report, 2), journal=journal)
         broken = schema.entries.update().where(schema.entries.c.partner == "p1")
         strange = Fernet(Fernet.generate_key()).encrypt(b"t").decode()
-        await journal._run_transaction(
-            lambda connection: connection.execute(broken.values(token=strange)).close()
-        )
+        await execute(path, broken.values(token=strange))
     journal = Journal(path, key=KEY)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="doesn't match this journal"):
             await journal.open()
-    async with Journal(path) as clear:
-        token = f"clear:{result.created[1].relay_token}"
-        await clear._run_transaction(
-            lambda connection: connection.execute(broken.values(token=token)).close()
-        )
+    await execute(path, broken.values(token=f"clear:{result.created[1].relay_token}"))
     async with journal:
         assert {record.relay_token for record in await read_records(journal, "default")} == {
             outcome.relay_token for outcome in result.created

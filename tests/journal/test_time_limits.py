@@ -12,11 +12,14 @@ import warnings
 from contextlib import asynccontextmanager, closing
 
 import pytest
-from journal_support import CREATE, KEY, creation_requests, read_records, tokens_per_partner
+from journal_support import KEY, creation_requests, open_database, read_records, tokens_per_partner
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from support import CREATE
 
 from plaid_relay_async import BatchStoppedError, ConfigurationError, JournalError
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.database import Database
 from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -304,8 +307,8 @@ async def test_a_session_that_idled_in_a_transaction(postgres):
         connection.exec_driver_sql("SELECT 1").close()
         states.append("done")
 
-    async with Journal(postgres.url, key=KEY) as journal:
-        await journal._run_transaction(work)
+    async with open_database(postgres.url) as database:
+        await database.run_transaction(database.new_connection(), work, BOUND)
     assert states == ["idle", "done"]
 
 
@@ -329,33 +332,35 @@ async def test_a_file_that_stays_locked(plaid, client, report, tmp_path):
 
 
 async def test_a_disk_that_hangs(client, report, tmp_path):
-    """A call fails after its time limit; later transactions run in order once the disk responds."""
+    """A transaction fails after its time limit; later ones run in order once the disk responds."""
     hanging = threading.Event()
     async with Journal(tmp_path / "relay.db", run="x", key=KEY) as journal:
         await client.relay.create([report], "p", journal=journal)
-        database, line = journal._database, journal._open_resources.connection
+    async with open_database(tmp_path / "relay.db") as database:
+        line, query = database.new_connection(), text("SELECT name FROM relay_runs")
         with pytest.raises(JournalError, match=r"took longer than 0\.1 s"):
             await database.run_transaction(line, lambda connection: hanging.wait(BOUND), 0.0, 0.1)
-        reading = asyncio.ensure_future(journal.runs())
+        reading = asyncio.ensure_future(
+            database.run_transaction(line, lambda connection: connection.execute(query).scalars().all(), 0.0)
+        )
         await asyncio.sleep(0.1)
         assert not reading.done()
         hanging.set()
-        assert [run.name for run in await reading] == ["x"]
+        assert await reading == ["x"]
 
 
 async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
     """Closing waits for the disk no longer than the time limit."""
     hanging = threading.Event()
-    url = f"sqlite:///{tmp_path / 'relay.db'}?timeout=0.1"
-    journal = Journal(url, key=KEY, lease=0.5)
-    await journal.open()
-    database, line = journal._database, journal._open_resources.connection
+    database = Database(f"sqlite:///{tmp_path / 'relay.db'}?timeout=0.1", 0.5)
+    await database.open()
+    line = database.new_connection()
     writing = asyncio.ensure_future(
         database.run_transaction(line, lambda connection: hanging.wait(BOUND), 0.0, BOUND)
     )
     await asyncio.sleep(0.1)
     async with takes_less_than(BOUND):
-        await journal.close()
+        await database.close()
     assert not writing.done()
     with pytest.raises(JournalError, match="closed in the meantime"):
         await database.run_transaction(line, lambda connection: None, 0.0)
@@ -363,7 +368,7 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
     await writing
     # Nothing closes a connection whose thread was abandoned. Since Python 3.13 there is a warning about it,
     # which must not reach another test.
-    del database, line, journal, writing
+    del database, line, writing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
@@ -372,10 +377,8 @@ async def test_a_disk_that_hangs_while_the_journal_is_closed(tmp_path):
 async def test_a_transaction_after_close_fails(postgres):
     """A closed journal opens no connection again."""
     await postgres.reset()
-    journal = Journal(postgres.url, key=KEY)
-    await journal.open()
-    database, line = journal._database, journal._open_resources.connection
-    await journal.close()
+    async with open_database(postgres.url) as database:
+        line = database.new_connection()
     with pytest.raises(JournalError, match="closed in the meantime"):
         await database.run_transaction(line, lambda connection: None, 0.0)
 

@@ -9,9 +9,16 @@ from contextlib import closing
 import aiohttp
 import pytest
 from attrs import evolve
-from journal_support import CREATE, KEY, create_in_run, creation_requests, read_records
+from journal_support import (
+    KEY,
+    cancelled_before_sending,
+    create_in_run,
+    creation_requests,
+    read_records,
+    tokens_per_partner,
+)
 from processes import wait_until_async
-from support import OWNER, QUICK
+from support import CREATE, MAINTENANCE, OWNER, QUICK
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal
@@ -116,4 +123,42 @@ async def test_an_undone_intent_restores_the_doubt_before_it(plaid, client, repo
     for later in ("x", "y", "z"):
         result, _ = await create_in_run(client, report, url, later)
         assert result.counts == {"unknown": 1}
+    assert len(plaid.ledger) == 1
+
+
+async def test_a_call_that_was_cancelled_before_sending_is_undone(plaid, client, report, tmp_path):
+    """Its intent is undone. Otherwise other calls would wait for its outcome."""
+    path = tmp_path / "relay.db"
+    async with Journal(path, run="x", key=KEY) as journal:
+        await client.relay.create([report], "first", journal=journal)
+        async with cancelled_before_sending(
+            path, client.relay.create_many(creation_requests(report, 3), journal=journal)
+        ):
+            pass
+        assert len(plaid.requests) == 1
+        result = await client.relay.create_many(creation_requests(report, 3), journal=journal)
+        assert result.counts == {"created": 3}
+    assert set(tokens_per_partner(plaid).values()) == {1}
+
+
+async def test_an_intent_is_undone_before_the_next_call_starts(plaid, client, report, tmp_path):
+    """The next call of this process uses the same row, and its own intent isn't undone."""
+    path = tmp_path / "relay.db"
+    plaid.fail(Fault(path=CREATE, status=503, body=MAINTENANCE))
+    short = evolve(QUICK, max_pause=0.001)
+    async with Journal(path, run="x", key=KEY) as x, Journal(path, run="y", key=KEY) as y:
+        await client.relay.create_many(creation_requests(report, 1), journal=x, retry=short)
+        plaid.clear_faults()
+        plaid.fail(Fault(path=CREATE, latency=0.3))
+        async with cancelled_before_sending(
+            path, client.relay.create_many(creation_requests(report, 1), journal=x)
+        ):
+            sent = len(plaid.requests)
+            following = asyncio.ensure_future(client.relay.create([report], "p0", journal=x))
+            await asyncio.sleep(0.1)
+        while len(plaid.requests) == sent:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        response = await client.relay.create([report], "p0", journal=y)
+        assert (await following).relay_token == response.relay_token
     assert len(plaid.ledger) == 1

@@ -27,7 +27,7 @@ EXAMPLES = 40
 # Checks that don't fit Plaid, each with the reason.
 EXCLUDED_CHECKS = {
     checks.unsupported_method: "expects 405; Plaid's code for it is NOT_FOUND, with status 404",
-    checks.ignored_auth: "expects 401; Plaid answers 400, with INVALID_API_KEYS or MISSING_FIELDS",
+    checks.ignored_auth: "expects 401; Plaid responds with 400, with INVALID_API_KEYS or MISSING_FIELDS",
 }
 
 # Operations of the document that the simulator doesn't have, each with the reason.

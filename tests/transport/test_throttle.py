@@ -9,7 +9,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import OWNER, QUICK, throttle_of
+from support import CREATE, GET, OWNER, QUICK, throttle_of
 
 from plaid_relay_async import (
     ClientClosedError,
@@ -20,8 +20,6 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport.throttle import AdaptiveRate, BreakerState, Throttle, Ticket
-
-CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
 
 def accept(throttle: Throttle, now: float, count: int = 1) -> float:

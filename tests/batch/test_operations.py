@@ -1,43 +1,31 @@
-"""The batches of `get_many`, `get_pdf_many`, `refresh_many` and `remove_many`, where they differ from `create_many`."""
+"""The operations that have a batch: how a response or an error becomes an outcome of each."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import random
-import time
 
 import pytest
+from batch_support import all_outcomes, batch_of, create_tokens, removed_tokens
 from processes import wait_until_async
-from support import OWNER, PARTNER, QUICK, batch_of
+from support import GET, OWNER, PARTNER, PDF, QUICK, REFRESH, REMOVE
 
 from plaid_relay_async import (
-    AssetReportGetResponse,
     AuthenticationError,
-    BatchStoppedError,
-    ConfigurationError,
     ConnectionLostError,
-    Created,
-    Credentials,
-    DuplicateRequestError,
     Failed,
     Fetched,
     InvalidRequestError,
     OutcomeUnknownError,
     PdfResponse,
     PlaidServerError,
-    RateLimitError,
     ReadTimeoutError,
     Refreshed,
     RelayClient,
-    RelayCreateRequest,
     RelayGetRequest,
-    RelayPdfGetRequest,
-    RelayRefreshRequest,
     RelayRemoveRequest,
     Removed,
-    RequestValidationError,
     ResponseDecodeError,
     RetryPolicy,
     Timeouts,
@@ -47,28 +35,10 @@ from plaid_relay_async.batch import GET as READS
 from plaid_relay_async.batch import REMOVE as REMOVALS
 from plaid_relay_async.simulator import Fault, Simulator
 
-GET, PDF = "/credit/relay/get", "/credit/relay/pdf/get"
-REFRESH, REMOVE = "/credit/relay/refresh", "/credit/relay/remove"
-MANY = ["get_many", "get_pdf_many", "refresh_many", "remove_many"]
 ONCE = RetryPolicy(attempts=1)
 
 
-async def create_tokens(client: RelayClient, plaid: Simulator, count: int) -> list[str]:
-    """Return relay tokens for the partner of these tests, each for another report."""
-    requests = [RelayCreateRequest([plaid.add_report()], PARTNER.client_id) for _ in range(count)]
-    result = await client.relay.create_many(requests)
-    return [outcome.relay_token for outcome in result.created]
-
-
-def removed_tokens(plaid: Simulator) -> set[str]:
-    return {str(entry["relay_token"]) for entry in plaid.ledger if entry["removed"]}
-
-
-def all_outcomes(result) -> list:
-    return [*result.succeeded, *result.failed, *result.unknown]
-
-
-# ------------------------------------------------------------------------------------- the operations
+# ------------------------------------------------------------------------------------------ the operations
 
 
 async def test_a_partner_reads_its_reports(plaid, client, partner):
@@ -126,124 +96,37 @@ async def test_a_lender_removes_its_tokens(plaid, client):
     assert result.counts == {"removed": 7}
 
 
-# -------------------------------------------------------------------------------------------- the input
-
-
 @pytest.mark.parametrize(
-    ("name", "record"),
+    ("operation", "request_of", "outcome", "error"),
     [
-        ("get_many", RelayGetRequest),
-        ("get_pdf_many", RelayPdfGetRequest),
-        ("refresh_many", RelayRefreshRequest),
-        ("remove_many", RelayRemoveRequest),
+        (READS, RelayGetRequest, Failed, ConnectionLostError),
+        (REMOVALS, RelayRemoveRequest, Unknown, OutcomeUnknownError),
     ],
 )
-async def test_the_input_may_contain_requests(plaid, name, record):
-    """The input may be async, and may mix tokens and requests of the operation."""
-    both = Credentials("both", "secret")
-    async with RelayClient(both, base_url=plaid.url, retry=QUICK) as client:
-        report = plaid.add_report()
-        created = [await client.relay.create([report], "both") for _ in range(2)]
+async def test_the_outcome_of_a_call_without_a_result(operation, request_of, outcome, error):
+    """After a cancellation or an unexpected error, a read fails, and a removal is unknown with its own advice."""
 
-        async def rows():
-            yield created[0].relay_token
-            await asyncio.sleep(0)
-            yield record(created[1].relay_token)
+    async def hang(request, gate):
+        await gate.start_attempt()
+        await asyncio.Event().wait()
 
-        result = await getattr(client.relay, name)(rows())
-    assert {o.request.relay_token for o in result.succeeded} == {each.relay_token for each in created}
-    assert {type(o.request) for o in result.succeeded} == {record}
+    async def fail(request, gate):
+        raise ZeroDivisionError
 
-
-async def test_a_request_has_its_own_settings(plaid, client, partner):
-    """The settings that apply to all tokens don't change a request."""
-    tokens = await create_tokens(client, plaid, 2)
-    rows = [tokens[0], RelayGetRequest(tokens[1])]
-    result = await partner.relay.get_many(rows, include_insights=True)
-    assert {o.request.relay_token: o.request.include_insights for o in result.succeeded} == {
-        tokens[0]: True,
-        tokens[1]: False,
-    }
+    rows = [request_of("t")]
+    async with batch_of(operation, rows, hang, concurrency=1, drain_timeout=0.02) as outcomes:
+        await asyncio.sleep(0.01)
+    (cancelled,) = all_outcomes(outcomes.result)
+    (failed,) = all_outcomes(await batch_of(operation, rows, fail, concurrency=1, drain_timeout=1))
+    assert [type(o) for o in (cancelled, failed)] == [outcome] * 2
+    assert [type(o.error) for o in (cancelled, failed)] == [error] * 2
+    assert "the batch ended before a response" in str(cancelled.error)
+    assert isinstance(failed.error.__cause__, ZeroDivisionError)
+    if outcome is Unknown:
+        assert cancelled.error.advice == failed.error.advice == REMOVALS.advice
 
 
-@pytest.mark.parametrize("name", [*MANY, "create_many"])
-async def test_a_single_string_is_rejected_as_input(client, name):
-    """It would be read character by character; it is rejected immediately."""
-    with pytest.raises(RequestValidationError, match="not one string") as caught:
-        getattr(client.relay, name)("credit-relay-sandbox-1")
-    assert caught.value.sent is False
-    assert "credit-relay" not in str(caught.value)
-
-
-async def test_settings_for_all_tokens_are_checked_immediately(client):
-    """They are checked before the first token, which may come late, and not under that token's name."""
-    with pytest.raises(RequestValidationError, match="include_insights must be True or False"):
-        client.relay.get_many([], include_insights=1)
-    with pytest.raises(RequestValidationError, match="webhook must be an http"):
-        client.relay.refresh_many([], webhook="nowhere")
-    with pytest.raises(ConfigurationError, match="concurrency"):
-        client.relay.remove_many([], concurrency=0)
-    with pytest.raises(ConfigurationError, match="must be a finite number of seconds"):
-        client.relay.get_pdf_many([], timeout=-1)
-
-
-@pytest.mark.parametrize(
-    ("bad", "problem"),
-    [("a b", "contains whitespace"), ("", "is empty"), (None, "must be a string, not None")],
-)
-async def test_an_invalid_token_stops_the_batch(plaid, client, partner, bad, problem):
-    """The error has its index, earlier outcomes are in the result, and the rest stays unread."""
-    tokens = await create_tokens(client, plaid, 3)
-    rows = iter([*tokens, bad, *tokens])
-    with pytest.raises(BatchStoppedError) as caught:
-        await partner.relay.get_many(rows, concurrency=1)
-    cause = caught.value.__cause__
-    assert isinstance(cause, RequestValidationError)
-    assert cause.field == "relay_tokens[3]"
-    assert cause.problem.startswith(problem)
-    assert len(caught.value.result.succeeded) == 3
-    assert list(rows) == tokens
-
-
-async def test_a_request_of_another_operation_is_rejected(client):
-    """A creation in a batch of removals isn't a token."""
-    with pytest.raises(BatchStoppedError) as caught:
-        await client.relay.remove_many([RelayCreateRequest(["t"], "p")])
-    assert "relay_tokens[0] must be a string, not RelayCreateRequest" in str(caught.value.__cause__)
-    with pytest.raises(BatchStoppedError) as caught:
-        await client.relay.create_many([RelayGetRequest("t")])
-    assert "requests[0] must be a RelayCreateRequest, not RelayGetRequest" in str(caught.value.__cause__)
-
-
-@pytest.mark.parametrize("name", MANY)
-async def test_a_duplicate_token_fails(plaid, name):
-    """It isn't sent, whatever the other fields of its request; allow_duplicates=True sends it."""
-    both = Credentials("both", "secret")
-    async with RelayClient(both, base_url=plaid.url, retry=QUICK) as client:
-        created = await client.relay.create([plaid.add_report()], "both")
-        many = getattr(client.relay, name)
-        result = await many([created.relay_token] * 3)
-        assert (len(result.succeeded), len(result.failed)) == (1, 2)
-        error = result.failed[0].error
-        assert isinstance(error, DuplicateRequestError)
-        assert "this relay token is already in the batch" in str(error)
-        before = plaid.counts.total()
-        allowed = await many([created.relay_token] * 3, allow_duplicates=True)
-        assert (len(all_outcomes(allowed)), plaid.counts.total() - before) == (3, 3)
-
-
-# ---------------------------------------------------------------------------------------------- faults
-
-
-async def test_shared_errors_stop_every_kind_of_batch(plaid, client):
-    """Wrong credentials would fail every token in the same way."""
-    tokens = [f"token-{n}" for n in range(100)]
-    plaid.fail(Fault(status=400, body={"error_type": "INVALID_INPUT", "error_code": "INVALID_API_KEYS"}))
-    for name in MANY:
-        result = await getattr(client.relay, name)(tokens, concurrency=1)
-        assert (len(result.failed), result.stopped_by.error_code) == (3, "INVALID_API_KEYS")
-    with pytest.raises(ExceptionGroup, match="3 failed, 0 unknown"):
-        result.raise_for_failures()
+# --------------------------------------------------------------------------------------------------- reads
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -316,34 +199,7 @@ async def test_a_read_that_waits_for_a_retry_when_the_batch_is_left_fails(plaid,
     assert (type(failed.error), failed.attempts) == (ConnectionLostError, 1)
 
 
-@pytest.mark.parametrize(
-    ("operation", "request_of", "outcome", "error"),
-    [
-        (READS, RelayGetRequest, Failed, ConnectionLostError),
-        (REMOVALS, RelayRemoveRequest, Unknown, OutcomeUnknownError),
-    ],
-)
-async def test_the_outcome_of_a_call_without_a_result(operation, request_of, outcome, error):
-    """After a cancellation or an unexpected error, a read fails, and a removal is unknown with its own advice."""
-
-    async def hang(request, gate):
-        await gate.start_attempt()
-        await asyncio.Event().wait()
-
-    async def fail(request, gate):
-        raise ZeroDivisionError
-
-    rows = [request_of("t")]
-    async with batch_of(operation, rows, hang, concurrency=1, drain_timeout=0.02) as outcomes:
-        await asyncio.sleep(0.01)
-    (cancelled,) = all_outcomes(outcomes.result)
-    (failed,) = all_outcomes(await batch_of(operation, rows, fail, concurrency=1, drain_timeout=1))
-    assert [type(o) for o in (cancelled, failed)] == [outcome] * 2
-    assert [type(o.error) for o in (cancelled, failed)] == [error] * 2
-    assert "the batch ended before a response" in str(cancelled.error)
-    assert isinstance(failed.error.__cause__, ZeroDivisionError)
-    if outcome is Unknown:
-        assert cancelled.error.advice == failed.error.advice == REMOVALS.advice
+# ---------------------------------------------------------------------------------- refreshes and removals
 
 
 async def test_a_refresh_whose_response_is_lost_is_unknown(plaid, client, partner):
@@ -354,9 +210,6 @@ async def test_a_refresh_whose_response_is_lost_is_unknown(plaid, client, partne
     (unknown,) = result.unknown
     assert unknown.error.advice == OutcomeUnknownError.advice
     assert (unknown.attempts, len(result.succeeded), len(plaid.refreshes)) == (1, 4, 5)
-
-
-# -------------------------------------------------------------------------------------------- removals
 
 
 async def test_a_removal_is_repeated_when_its_response_is_lost(plaid, client):
@@ -455,6 +308,19 @@ async def test_a_lost_removal_stays_unknown_while_it_waits_for_a_pause(plaid, cl
     assert (unknown.attempts, type(unknown.error.__cause__)) == (2, ConnectionLostError)
 
 
+async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
+    """A success response that says that nothing was removed is a failure: the partner can still read the report."""
+    tokens = await create_tokens(client, plaid, 2)
+    plaid.fail(
+        Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}, times=1)
+    )
+    result = await client.relay.remove_many(tokens, concurrency=1)
+    assert result.counts == {"failed": 1, "removed": 1}
+    [failed] = result.failed
+    assert (failed.error.request_id, failed.error.attempts, failed.error.sent) == ("q", 1, True)
+    assert "can still read the report" in str(failed.error)
+
+
 @pytest.mark.parametrize("way", ["break", "cancel"])
 async def test_outcomes_of_removals_are_true_whenever_the_batch_is_left(way, rounds, subtests):
     """A token that is removed at Plaid is removed or unknown here, and a token whose removal failed still exists."""
@@ -494,107 +360,3 @@ async def leave_removals(way: str, draw: random.Random, seed: int) -> None:
         for token in tokens:
             allowed = {Removed, Unknown} if token in removed_tokens(plaid) else {Failed, Unknown, None}
             assert kinds.get(token) in allowed
-
-
-async def test_a_removal_that_plaid_did_not_execute_fails(plaid, client):
-    """A success response that says that nothing was removed is a failure: the partner can still read the report."""
-    tokens = await create_tokens(client, plaid, 2)
-    plaid.fail(
-        Fault(path="/credit/relay/remove", status=200, body={"removed": False, "request_id": "q"}, times=1)
-    )
-    result = await client.relay.remove_many(tokens, concurrency=1)
-    assert result.counts == {"failed": 1, "removed": 1}
-    [failed] = result.failed
-    assert (failed.error.request_id, failed.error.attempts, failed.error.sent) == ("q", 1, True)
-    assert "can still read the report" in str(failed.error)
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "path"), [("get_many", GET), ("get_pdf_many", PDF)])
-async def test_a_slow_loop_keeps_no_more_reports_than_the_concurrency(plaid, client, partner, name, path):
-    """Calls in flight and unread reports together don't exceed the limit, and no more are requested."""
-    tokens = await create_tokens(client, plaid, 40)
-    kind = AssetReportGetResponse if name == "get_many" else PdfResponse
-    concurrency, received, maximum = 4, 0, 0
-    before = count_instances(kind)  # those of other tests
-    async with getattr(partner.relay, name)(tokens, concurrency=concurrency) as outcomes:
-        async for outcome in outcomes:
-            received += 1
-            await asyncio.sleep(0.02)  # enough time to fetch whatever is allowed
-            assert plaid.counts[path] - received <= concurrency
-            del outcome
-            maximum = max(maximum, count_instances(kind) - before)
-    assert (received, maximum) == (40, concurrency)
-
-
-def count_instances(kind: type) -> int:
-    return sum(isinstance(each, kind) for each in gc.get_objects())
-
-
-async def test_reads_reach_the_concurrency(plaid, client, partner):
-    """The limit is reached: reading isn't slower than necessary."""
-    tokens = await create_tokens(client, plaid, 30)
-    plaid.fail(Fault(path=GET, latency=0.1))
-    async with partner.relay.get_many(tokens, concurrency=5) as outcomes:
-        await anext(outcomes)
-        assert plaid.counts[GET] == 5
-        async for _ in outcomes:
-            pass
-    assert outcomes.result.counts == {"fetched": 30}
-
-
-async def test_leaving_a_loop_with_unread_reports_does_not_block():
-    """Calls in flight are drained; no sender waits for capacity, which is never released again."""
-
-    async def read(request, gate):
-        await gate.start_attempt()
-        await asyncio.sleep(0.1 if request.relay_token == "slow" else 0)
-        return PdfResponse(b"%PDF-")
-
-    rows = [RelayGetRequest("quick"), RelayGetRequest("slow"), RelayGetRequest("never")]
-    started_at = time.monotonic()
-    async with batch_of(READS, rows, read, concurrency=2, drain_timeout=20) as outcomes:
-        await asyncio.sleep(0.02)
-    assert time.monotonic() - started_at < 15
-    assert (outcomes.result.counts, outcomes.result.not_attempted) == ({"fetched": 2}, [])
-
-
-async def test_break_keeps_the_reports_that_arrive_in_the_drain(plaid, client, partner):
-    """After `break`, the reports that still arrive are in the result."""
-    tokens = await create_tokens(client, plaid, 30)
-    plaid.fail(Fault(path=GET, latency=0.02))
-    async with partner.relay.get_many(tokens, concurrency=5) as outcomes:
-        async for _ in outcomes:
-            break
-    counts = outcomes.result.counts
-    assert len(outcomes.result.succeeded) == counts["fetched"] - 1
-    assert counts["fetched"] == plaid.counts[GET] < 30
-
-
-async def test_pauses_are_queueing_for_reads(plaid, client, partner):
-    """Waiting for a rate limit counts against neither attempts nor deadline; a pause that is too long stops the batch."""
-    tokens = await create_tokens(client, plaid, 5)
-    plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "0"}, times=8))
-    result = await partner.relay.get_many(tokens, retry=RetryPolicy(attempts=1, backoff=0.001))
-    assert result.counts == {"fetched": 5}
-    plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "301"}))
-    result = await partner.relay.get_many(tokens, concurrency=1)
-    assert isinstance(result.stopped_by, RateLimitError)
-
-
-async def test_created_is_an_alias_of_succeeded(plaid, client):
-    """`created` is `succeeded`, and can't be assigned."""
-    result = await client.relay.create_many(RelayCreateRequest.fan_out([plaid.add_report()], ["a"]))
-    assert result.created is result.succeeded
-    assert isinstance(result.created[0], Created)
-    with pytest.raises(AttributeError):
-        result.created = []
-
-
-async def test_only_creations_have_created_outcomes(plaid, client):
-    """The result of another operation has no `created`."""
-    tokens = await create_tokens(client, plaid, 1)
-    assert not hasattr(await client.relay.remove_many(tokens), "created")

@@ -1,4 +1,4 @@
-"""What a server can do to one attempt, in addition to the faults of the matrix."""
+"""One attempt, and what a server can do to it in addition to the faults of the matrix."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from support import OWNER, QUICK, RecordingJournal
-from test_exchange import BOTH
-from test_transport import read_request, serving
+from servers import read_request, serving, stay_silent
+from support import BOTH_EXCHANGES, CREATE, OWNER, QUICK, RecordingJournal, issued_tokens
 
 from plaid_relay_async import (
     ConfigurationError,
+    ConnectionLostError,
     NotSentError,
     OutcomeUnknownError,
+    ReadTimeoutError,
     RelayClient,
     RelayCreateRequest,
     ResponseDecodeError,
@@ -23,8 +24,147 @@ from plaid_relay_async import (
     Timeouts,
 )
 from plaid_relay_async.exchange import RequestBody
+from plaid_relay_async.simulator import Fault
 
-CREATE = "/credit/relay/create"
+# ------------------------------------------------------------------------- servers that receive no request
+
+
+async def test_an_unresolvable_name_means_not_sent():
+    """A failed DNS lookup happens before anything is sent."""
+    async with RelayClient(OWNER, base_url="https://plaid.invalid", retry=RetryPolicy(attempts=1)) as client:
+        with pytest.raises(NotSentError, match="was not sent"):
+            await client.relay.create(["t"], "p", timeout=20)
+
+
+async def test_a_failed_tls_handshake_means_not_sent():
+    """A server that doesn't speak TLS, or isn't trusted, has received no request."""
+
+    async def gibberish(reader, writer):
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 no TLS here\r\n\r\n")
+
+    async with serving(gibberish, "https") as (url, _):
+        async with RelayClient(OWNER, base_url=url, retry=RetryPolicy(attempts=1)) as client:
+            with pytest.raises(NotSentError, match=r"TLS with 127\.0\.0\.1:\d+ failed: .*doesn't use TLS"):
+                await client.relay.create(["t"], "p")
+
+
+async def test_a_connect_timeout_means_not_sent():
+    """An unanswered handshake ends with the connect timeout, and nothing was sent."""
+    settings = {"retry": RetryPolicy(attempts=1), "timeouts": Timeouts(connect=0.05)}
+    async with serving(stay_silent, "https") as (url, _):
+        async with RelayClient(OWNER, base_url=url, **settings) as client:
+            with pytest.raises(NotSentError, match="time ran out"):
+                await client.relay.create(["t"], "p")
+
+
+# --------------------------------------------------------------------------------------- partial responses
+
+
+async def test_a_response_cut_after_its_token_is_created(plaid, client):
+    """The response is incomplete, but its token is complete."""
+    plaid.fail(Fault(path=CREATE, truncate=75))
+    created = await client.relay.create([plaid.add_report()], "p")
+    assert [created.relay_token] == issued_tokens(plaid)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 2",
+        b"HTTP/1.1 200 OK\r\nContent-Len",
+        b"not http at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b'{"relay_tok',
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{" + b"}",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!",
+    ],
+)
+async def test_a_partial_response_is_unknown_for_a_creation_and_lost_for_a_read(sent):
+    """Wherever the bytes end, a creation is unknown immediately; a read is repeated, and then lost."""
+
+    async def half(reader, writer):
+        await read_request(reader)
+        writer.write(sent)
+        await writer.drain()
+
+    async with serving(half) as (url, connections):
+        async with RelayClient(OWNER, base_url=url, retry=QUICK) as client:
+            with pytest.raises(OutcomeUnknownError) as unknown:
+                await client.relay.create(["t"], "p")
+            assert len(connections) == unknown.value.attempts == 1
+            with pytest.raises(ConnectionLostError) as connection_lost:
+                await client.relay.get("t")
+            assert connection_lost.value.attempts == 4
+            assert connection_lost.value.sent is True
+
+
+async def test_a_token_before_the_end_of_the_connection_is_created():
+    """Chunks that break off after the token: the token was received, so it is returned."""
+
+    async def half(reader, writer):
+        await read_request(reader)
+        chunk = b'{"relay_token": "T-1", "r'
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(chunk), chunk)
+        )
+        await writer.drain()
+
+    async with serving(half) as (url, _):
+        async with RelayClient(OWNER, base_url=url) as client:
+            assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+
+
+async def test_a_deadline_during_a_response_keeps_the_received_token():
+    """A slow response whose token arrived before the deadline is created."""
+
+    async def slow(reader, writer):
+        await read_request(reader)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"relay_token": "T-1", ')
+        await writer.drain()
+        await reader.read()
+
+    async with serving(slow) as (url, _):
+        async with RelayClient(OWNER, base_url=url) as client:
+            assert (await client.relay.create(["t"], "p", timeout=1)).relay_token == "T-1"
+
+
+async def test_a_read_that_stalls_is_a_timeout():
+    """After half a response and then silence, the error is a timeout as well."""
+
+    async def slow(reader, writer):
+        await read_request(reader)
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"report": ')
+        await writer.drain()
+        await reader.read()
+
+    async with serving(slow) as (url, _), RelayClient(OWNER, base_url=url) as client:
+        with pytest.raises(ReadTimeoutError):
+            await client.relay.get("t", timeout=0.5)
+
+
+async def test_broken_chunked_framing_does_not_block_a_call():
+    """The client's own timer ends a wait whose timer aiohttp has lost; the received token is returned."""
+
+    async def broken(reader, writer):
+        await read_request(reader)
+        chunk = b'{"relay_token": "T-1", "request_id": "q"}'
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(chunk), chunk)
+        )
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"zz\r\n")
+        await writer.drain()
+        await reader.read()
+
+    timeouts = Timeouts(slow_read=0.2, total=None)
+    async with serving(broken) as (url, _), RelayClient(OWNER, base_url=url, timeouts=timeouts) as client:
+        async with asyncio.timeout(60):
+            assert (await client.relay.create(["t"], "p")).relay_token == "T-1"
+
+
+# ------------------------------------------------------------ stray and long responses, and the connection
 
 
 def http_response(**fields: object) -> bytes:
@@ -32,7 +172,7 @@ def http_response(**fields: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-@BOTH
+@BOTH_EXCHANGES
 async def test_a_response_received_before_its_request_is_dropped(direct):
     """A second response on a kept connection would pass for the next partner's token: it is dropped."""
     count = 0
@@ -56,7 +196,7 @@ async def test_a_response_received_before_its_request_is_dropped(direct):
         assert len(connections) == 3
 
 
-@BOTH
+@BOTH_EXCHANGES
 async def test_a_stray_response_on_an_idle_connection_is_dropped(direct):
     """The same if it arrives while the connection is idle: no request is sent on that connection."""
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from attrs.exceptions import FrozenInstanceError
 from processes import wait_until_async
-from support import OWNER, QUICK
+from support import CREATE, GET, OWNER, QUICK
 
 from plaid_relay_async import (
     ConfigurationError,
@@ -24,8 +24,6 @@ from plaid_relay_async import (
     RetryPolicy,
 )
 from plaid_relay_async.simulator import Fault
-
-CREATE, GET = "/credit/relay/create", "/credit/relay/get"
 
 
 async def _hook(_: Retry) -> None: ...

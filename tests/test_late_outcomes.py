@@ -1,0 +1,281 @@
+"""The outcome of a call whose task was cancelled: it is reported before the cancellation is raised."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+
+import aiohttp
+import anyio
+import pytest
+from cancellation_support import CANCELLATIONS, act_once_sent, cancel_once_sent, listening
+from processes import wait_until_async
+from servers import serving, stay_silent
+from support import CREATE, GET, OWNER, REMOVE, ClosedLimiter, RecordingJournal
+
+from plaid_relay_async import (
+    Completed,
+    ConfigurationError,
+    Created,
+    Failed,
+    JournalError,
+    OutcomeUnknownError,
+    Refreshed,
+    RelayClient,
+    RelayCreateRequest,
+    Removed,
+    RetryPolicy,
+    Timeouts,
+    Unknown,
+)
+from plaid_relay_async.simulator import Fault
+
+# ----------------------------------------------------------------------------- which outcomes are reported
+
+
+@CANCELLATIONS
+@pytest.mark.parametrize("direct", [True, False])
+async def test_a_cancelled_call_drains_and_its_outcome_is_reported(plaid, cancelled, direct):
+    """A token that arrives after the cancellation goes to `on_late_outcome`, before the cancellation is raised."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.3))
+    async with listening(plaid, direct=direct) as (client, late):
+        report = plaid.add_report()
+        await cancelled(plaid, CREATE, lambda: client.relay.create([report], "partner"))
+        (outcome,) = late
+        assert isinstance(outcome, Created)
+        assert outcome.relay_token == plaid.ledger[0]["relay_token"]
+        assert outcome.request == RelayCreateRequest([report], "partner")
+        assert (outcome.attempts, outcome.journalled) == (1, False)
+        assert outcome.elapsed >= 0.3
+        assert client.statistics().outcomes == {"succeeded": 1}
+        plaid.clear_faults()
+        await client.relay.create([report], "another")
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_the_drain_of_a_call_uses_no_cpu_time(plaid):
+    """A call in a cancelled AnyIO scope waits without a busy loop, for as long as a drain lasts."""
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with listening(plaid, timeouts=Timeouts(drain=2)) as (client, late):
+        started: list[float] = []
+
+        def cancel() -> None:
+            scope.cancel()
+            started.append(time.process_time())
+
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, cancel))
+            await client.relay.create([plaid.add_report()], "partner")
+        assert time.process_time() - started[0] < 0.1
+        assert [type(outcome) for outcome in late] == [Unknown]
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"status": 400}, Failed),
+        ({"status": 429, "times": 1}, Failed),
+        ({"close": True}, Unknown),
+        ({"status": 500}, Unknown),
+        ({"truncate": 90}, Created),
+        ({"truncate": 10}, Unknown),
+    ],
+)
+async def test_each_kind_of_outcome_is_reported(plaid, fault, kind):
+    """The response determines the outcome, and the call isn't repeated."""
+    plaid.fail(Fault(path=CREATE, latency=0.1, when="after" if kind is not Failed else "before", **fault))
+    async with listening(plaid) as (client, late):
+        await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert [type(outcome) for outcome in late] == [kind]
+    assert plaid.counts[CREATE] == 1
+
+
+async def test_the_operations_whose_outcome_is_reported(plaid):
+    """Every call that changes something reports its outcome; a read is cancelled immediately."""
+    async with listening(plaid) as (client, late):
+        report = plaid.add_report()
+        created = await client.relay.create([report], OWNER.client_id)
+        item = await client.sandbox.create_public_token()
+        plaid.fail(Fault(when="after", latency=0.1))
+        for path, kind, make in (
+            ("/credit/relay/refresh", Refreshed, lambda: client.relay.refresh(created.relay_token)),
+            ("/asset_report/refresh", Completed, lambda: client.asset_report.refresh(report)),
+            ("/sandbox/public_token/create", Completed, client.sandbox.create_public_token),
+            (
+                "/item/public_token/exchange",
+                Completed,
+                lambda: client.item.exchange_public_token(item.public_token),
+            ),
+            (REMOVE, Removed, lambda: client.relay.remove(created.relay_token)),
+        ):
+            plaid.counts[path] = 0
+            await cancel_once_sent(plaid, path, make())
+            assert type(late[-1]) is kind, path
+            assert late[-1].response.request_id == late[-1].request_id
+        count = len(late)
+        plaid.fail(Fault(path=GET, stall=60))
+        await cancel_once_sent(plaid, GET, client.relay.get("token"))
+        assert len(late) == count == 5
+
+
+async def test_a_call_that_is_cancelled_before_it_is_sent_has_no_outcome(plaid):
+    """A call is cancelled immediately while it waits for a limiter, and while it connects."""
+    async with listening(plaid, rate_limiter=ClosedLimiter()) as (client, late):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), late) == (True, [])
+    async with (
+        serving(stay_silent, "https") as (url, accepted),
+        listening(plaid, base_url=url, ssl=ssl.create_default_context()) as (client, late),
+    ):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        await wait_until_async(lambda: accepted)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), late) == (True, [])
+        assert client.statistics().attempts == {"cancelled": 1}
+
+
+async def test_a_call_that_is_cancelled_before_its_intent_has_no_late_outcome(plaid):
+    """While the journal looks the pair up, nothing can have been sent."""
+    asked = asyncio.Event()
+
+    class Asked(RecordingJournal):
+        async def acquire_recorder(self, request, context):
+            asked.set()
+            await asyncio.Event().wait()
+
+    async with listening(plaid) as (client, late):
+        task = asyncio.ensure_future(client.relay.create(["report"], "partner", journal=Asked()))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert (late, plaid.counts[CREATE]) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "replay", "kind"),
+    [
+        (Fault(status=429, headers={"Retry-After": "30"}, times=1), "safe", Failed),
+        (Fault(close=True, when="after", times=1), "always", Unknown),
+    ],
+)
+async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(plaid, fault, replay, kind):
+    """A call between two attempts is cancelled immediately, with the outcome of the first."""
+    plaid.fail(fault)
+    retry = RetryPolicy(replay=replay, backoff=100.0, max_backoff=100.0, max_pause=1e6)
+    async with listening(plaid, retry=retry) as (client, late):
+        task = asyncio.ensure_future(client.relay.create([plaid.add_report()], "partner"))
+        while not client.statistics().retries:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    (outcome,) = late
+    assert (type(outcome), outcome.attempts) == (kind, 1)
+
+
+async def test_the_deadline_of_a_call_ends_its_drain(plaid):
+    """`timeout=` includes the drain: when it has passed, the outcome is unknown."""
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with listening(plaid, timeouts=Timeouts(drain=60)) as (client, late):
+        created = client.relay.create([plaid.add_report()], "partner", timeout=2)
+        async with asyncio.timeout(30):
+            await cancel_once_sent(plaid, CREATE, created)
+    assert [type(outcome) for outcome in late] == [Unknown]
+
+
+async def test_a_timeout_within_a_session_is_not_a_cancellation_of_the_call(plaid):
+    """A middleware's own timeout ends the attempt, not the task."""
+
+    async def impatient(request, handler):
+        async with asyncio.timeout(1):
+            return await handler(request)
+
+    plaid.fail(Fault(path=CREATE, stall=60, when="after"))
+    async with (
+        aiohttp.ClientSession(middlewares=(impatient,)) as session,
+        listening(plaid, session=session, timeouts=Timeouts(drain=0.1)) as (client, late),
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await client.relay.create([plaid.add_report()], "partner")
+        assert late == []
+        assert asyncio.current_task().cancelling() == 0
+
+
+# -------------------------------------------------------------------------------- the callback and the log
+
+
+def logged_warning(caplog) -> str:
+    (record,) = [record for record in caplog.records if record.name == "plaid_relay_async"]
+    assert record.levelname == "WARNING"
+    return record.getMessage()
+
+
+async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
+    """The warning names the operation, the partner and the request ID, and contains no token."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    (entry,) = plaid.ledger
+    assert f"{CREATE}, outcome=created, partner=partner, request_id={entry['request_id']}" in logged_warning(
+        caplog
+    )
+    assert entry["relay_token"] not in caplog.text
+
+
+async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
+    """A request ID that a server chose can't add a line to the log, or act on a terminal."""
+    body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
+    plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert r"request_id=r\nERROR root: \x1b[2J;" in logged_warning(caplog)
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid, caplog, error):
+    """The outcome is logged in its place, with the class of the error and without its text."""
+
+    def callback(outcome) -> None:
+        raise error(outcome.relay_token)
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    async with listening(plaid, on_late_outcome=callback) as (client, _):
+        await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert f"on_late_outcome raised {error.__name__}" in logged_warning(caplog)
+    assert plaid.ledger[0]["relay_token"] not in caplog.text
+
+
+@pytest.mark.parametrize("callback", [act_once_sent, "print"])
+def test_the_callback_is_a_plain_function(callback):
+    """An async function, or something that can't be called, is rejected when the client is created."""
+    with pytest.raises(ConfigurationError, match="on_late_outcome must be a plain function"):
+        RelayClient(OWNER, on_late_outcome=callback)
+
+
+@pytest.mark.may_block
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, breaks):
+    """A late outcome is reported as journalled or not, and logged only if the journal doesn't have it."""
+
+    class Broken(RecordingJournal):
+        async def record_intent(self, request) -> None: ...
+
+        async def record_outcome(self, outcome) -> None:
+            if breaks:
+                raise JournalError("the disk is full")
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    report = plaid.add_report()
+    async with listening(plaid) as (client, late):
+        await cancel_once_sent(plaid, CREATE, client.relay.create([report], "partner", journal=Broken()))
+    assert [(type(outcome), outcome.journalled) for outcome in late] == [(Created, not breaks)]
+    plaid.counts.clear()
+    async with listening(plaid, on_late_outcome=None) as (client, _):
+        await cancel_once_sent(plaid, CREATE, client.relay.create([report], "another", journal=Broken()))
+    assert ("outcome=created, partner=another" in caplog.text) == breaks

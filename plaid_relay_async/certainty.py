@@ -30,7 +30,7 @@ class Certainty(enum.StrEnum):
     """What the end of an attempt proves about its execution."""
 
     NOT_SENT = "not_sent"
-    """The request never left this machine."""
+    """No server can have acted on the request: its body wasn't sent, or the TLS handshake was rejected."""
     DECLINED = "declined"
     """The server didn't execute it, and a later attempt may succeed; see `error_codes.is_declined`."""
     DEFINITIVE = "definitive"
@@ -55,7 +55,8 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
         return Certainty.DEFINITIVE
     if is_declined(error):
         return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing.
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. An error
+    # without a status isn't from a response: a program has created it.
     definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
 

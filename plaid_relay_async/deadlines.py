@@ -92,7 +92,7 @@ class Deadline:
     Args:
         timer: the timer that checks it.
         final: the time at which it expires at the latest; infinite for no limit.
-        timeout: the seconds of its first phase, which starts when it is entered.
+        timeout: the seconds of its first step, which starts when it is entered.
 
     Attributes:
         expires_at: the time at which it expires, by the event loop's clock.
@@ -111,19 +111,21 @@ class Deadline:
         task = asyncio.current_task(self._timer.loop)
         assert task is not None  # noqa: S101  # only a task awaits, and only a task can be cancelled
         self._task, self._cancelling = task, task.cancelling()
-        self.set_timeout(self._timeout, may_be_late=False)
+        self.set_timeout(self._timeout, raise_if_over=True)
         self._timer.active.add(self)
         return self
 
-    def set_timeout(self, seconds: float, *, may_be_late: bool = True) -> None:
-        """Start a phase: expire after a number of seconds, or at the final deadline if that is earlier.
+    def set_timeout(self, seconds: float, *, raise_if_over: bool = False) -> None:
+        """Start a step: expire after a number of seconds, or at the final deadline if that is earlier.
+
+        If the final deadline has passed already, because the event loop was blocked, the timer ends the step
+        some iterations later (`GRACE_ITERATIONS`), so that a response that has arrived is still read.
 
         Raises:
-            TimeoutError: the final deadline passed while the event loop was blocked, and the phase
-                may not be late.
+            TimeoutError: with `raise_if_over`, if the final deadline has passed.
         """
         now = self._timer.loop.time()
-        if now >= self._final and not may_be_late:
+        if raise_if_over and now >= self._final:
             raise TimeoutError
         self.expires_at = min(self._final, now + seconds)
         if self.expires_at < self._timer.next_check:  # seldom so, because another deadline is due earlier

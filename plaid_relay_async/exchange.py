@@ -140,7 +140,8 @@ class RequestBody:
 
     From that moment on, a cancellation takes effect only after everything that has arrived is processed: the
     bytes in the socket, and a response that was read in the same iteration of the event loop. Further
-    cancellations until then, such as those of an AnyIO scope, count as the same one.
+    cancellations until then, such as those of an AnyIO scope, count as the same one. This never waits for the
+    response; a drain does (`cancellation.Draining`, `batch.stopping`).
 
     Attributes:
         data: its bytes, as JSON.
@@ -188,6 +189,8 @@ class RequestBody:
         elif protocol is not self._new_protocol and has_unread():
             raise aiohttp.ClientConnectionError
         self.on_send()
+        # A middleware of a session may send a request again. That a later handshake is rejected proves
+        # nothing about the first time.
         is_first = protocol is self._new_protocol and not self.sent
         self.may_be_rejected = is_first and _is_rejectable(protocol.transport)
         self._protocol, self._new_protocol = protocol, None
@@ -387,7 +390,10 @@ class DirectExchange:
 
     @staticmethod
     def is_supported(*, connector: type = aiohttp.BaseConnector, handler: type = ResponseHandler) -> bool:
-        """Return whether this release of aiohttp has the methods that this class uses."""
+        """Return whether this release of aiohttp has the methods that this class uses.
+
+        The parameters are for tests with other releases' signatures.
+        """
         connect_parameters = inspect.signature(connector.connect).parameters.keys()  # type: ignore[attr-defined]
         response_parameters = inspect.signature(handler.set_response_params).parameters.keys()  # type: ignore[attr-defined]
         required = {"read_until_eof", "auto_decompress"}

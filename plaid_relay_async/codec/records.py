@@ -31,7 +31,8 @@ T = TypeVar("T")
 # A hook, such as `_structure_date` or an inner `structure`, converts one value. A hook factory, `..._hook`,
 # returns the hook of a type. `with_paths` selects the hooks of the diagnostic converter.
 
-# The forms of RFC 3339. Python's parsers accept others as well, such as 20260330.
+# RFC 3339, but seconds, the offset and its colon may be missing; a time without an offset is taken as UTC.
+# Python's parsers accept other forms as well, such as 20260330.
 _DATE_FORMAT: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATETIME_FORMAT: Final = re.compile(
     _DATE_FORMAT.pattern + r"[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?"
@@ -238,7 +239,7 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
 
 def _unstructure_record_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
     field_names = plaid_field_names(cls)
-    # A field with its default value is omitted, unless Plaid always sends that field.
+    # A field whose default is None or False is omitted while it has that value, unless Plaid always sends it.
     overrides = {
         a.name: override(omit=True) if a.name not in field_names else override(omit_if_default=True)
         for a in fields(cls)
@@ -329,7 +330,7 @@ def decode_record(source: Any, cls: type[T], parse: Callable[[Any], Any] = _pars
     """Decode JSON to a record.
 
     Args:
-        source: the JSON, or what else `parse` accepts.
+        source: the JSON, or whatever `parse` accepts.
         cls: the record's class.
         parse: returns the JSON as Python's dicts, lists and values.
 

@@ -73,7 +73,7 @@ def read_response(
     if not 200 <= response.status < 300:
         raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
     is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
-    # The body of a non-idempotent request is read even if it broke off: the token in it may be complete.
+    # The response to a non-idempotent request is decoded even if it broke off: its token may be complete.
     if response.body_error is not None and is_repeatable:
         raise response.body_error
     if endpoint.response_type is models.PdfResponse:

@@ -137,7 +137,7 @@ class AreIdentifiers:
 
     @property
     def problem(self) -> str:
-        """What is wrong with a longer tuple, with a place for its length."""
+        """What is wrong with a longer tuple, as a format string in which `{count}` is its length."""
         return f"has {{count}} {self.noun}: the limit is {self.limit}"
 
     def __call__(self, _: object, attribute: Attribute[Any], value: object) -> None:

@@ -40,7 +40,8 @@ class CallState(Generic[R]):
     Attributes:
         throttle: the throttle that all calls of the operation share.
         now: returns the event loop's time.
-        deadline: the event loop's time at which the call ends; infinite for no limit. Queueing extends it.
+        deadline: the event loop's time at which the call ends; infinite for no limit. Waits that are
+            excluded from it (see the module's docstring) move it.
         read_timeout: the seconds until a response begins, and between two chunks of it.
         response_reserve: the seconds that must be left for a response when an attempt is sent.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
@@ -49,9 +50,9 @@ class CallState(Generic[R]):
         sent: whether one of them was sent; each error of the call reports it.
         ticket: the ticket of the current attempt.
         in_doubt_error: the error of an attempt that may have been executed.
-        last_result: the response or error of the last attempt, as far as it is known.
+        result_if_cancelled: what the call ends with if its task is cancelled before its next attempt.
         wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
-        deferred_cancellation: the cancellation that was deferred until the attempt had ended.
+        cancellation: the cancellation of the task, which is raised at the end of the call.
     """
 
     endpoint: Endpoint[Any, R]
@@ -69,9 +70,9 @@ class CallState(Generic[R]):
     attempts: int = 0
     sent: bool = False
     in_doubt_error: PlaidRelayError | None = None
-    last_result: Any = None
+    result_if_cancelled: Any = None
     wait_scope: asyncio.Timeout | None = None
-    deferred_cancellation: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     ticket: Ticket = field(init=False)
 
     @property
@@ -197,7 +198,7 @@ class Admission:
                 async with self.while_open():
                     await self.session.slots.acquire()
         except BaseException:
-            # The attempt doesn't start, so the next probe needn't wait for its end.
+            # The attempt doesn't start. If it was to be a probe, the next one needn't wait for its end.
             call.throttle.attempt_ended(call.now(), call.ticket)
             raise
         call.deadline += call.now() - started
@@ -215,7 +216,7 @@ class Admission:
         """Wait in the queue for the pause and the rate and, with a limiter, for a permit and a slot."""
         throttle = call.throttle
         if not throttle.can_start(call.now()):
-            # Fail before queueing if it is known that the wait would be too long.
+            # Fail before joining the queue if it is known that the wait would be too long.
             _check_wait(call, throttle.queue.calls_ahead)
         queue_wait = _QueueWait(call)
         with self.counters.count_queue_wait(throttle.queue.time):
@@ -277,8 +278,8 @@ def _wait_too_long_error(wait: float, *, exceeds_max_pause: bool = False) -> Wai
     )
 
 
-# The minimum number of seconds between two checks of a queued call's deadline. Queueing moves the deadline,
-# so one check may not be enough.
+# The minimum number of seconds between two checks of a queued call's deadline. Waits that are excluded from
+# the deadline move it, so one check may not be enough.
 _CHECK_INTERVAL = 0.01
 
 
@@ -286,8 +287,8 @@ _CHECK_INTERVAL = 0.01
 class _QueueWait:
     """A call's wait in the queue of its operation.
 
-    For a bulk call, all of it is queueing, which doesn't count against the deadline. For an interactive call,
-    the waits of the queue's head for a pause or the adaptive rate do count.
+    For a bulk call, all of it is excluded from the deadline. For an interactive call, the waits of the head of
+    the queue for a pause or the adaptive rate count.
     """
 
     call: CallState[Any]
@@ -295,21 +296,21 @@ class _QueueWait:
     _timer: asyncio.TimerHandle = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._excluded_until = self._queueing_clock()
+        self._excluded_until = self._excluded_clock()
 
-    def _queueing_clock(self) -> float:
+    def _excluded_clock(self) -> float:
         """Return the seconds of a clock that runs only during waits that don't count against the deadline."""
         now = self.call.now()
         return now if self.call.bulk else self.call.throttle.queue.time.total_seconds(now)
 
     def exclude_from_deadline(self) -> None:
-        """Exclude the queueing so far from the deadline."""
-        excluded_before, self._excluded_until = self._excluded_until, self._queueing_clock()
+        """Move the deadline by what is excluded of the wait so far."""
+        excluded_before, self._excluded_until = self._excluded_until, self._excluded_clock()
         self.call.deadline += self._excluded_until - excluded_before
 
     @contextlib.asynccontextmanager
     async def timeout(self) -> AsyncIterator[None]:
-        """Raise TimeoutError when the call has no time left; queueing moves the deadline."""
+        """Raise TimeoutError when the call has no time left; excluded waits move the deadline."""
         if self.call.bulk or self.call.deadline == math.inf:
             yield
             return

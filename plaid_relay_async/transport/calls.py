@@ -133,7 +133,7 @@ class Transport:
                 result = await self._run_attempt(call)
             except RetrySignal as signal:
                 signals.append(signal)
-            if signals:
+            if signals:  # outside of the handler, so that later errors don't have the signal as their context
                 async with self._admission.while_open() as call.wait_scope:
                     result = await self._repeat_attempts(call, signals)
             outcome = "succeeded"
@@ -141,13 +141,13 @@ class Transport:
             result = call.error_of_call(error)
             outcome = "failed" if call.in_doubt_error is None else "unknown"
         except asyncio.CancelledError as error:
-            call.deferred_cancellation = call.deferred_cancellation or error
-            result = call.last_result
+            call.cancellation = call.cancellation or error
+            result = call.result_if_cancelled
         finally:
             self._counters.outcomes[outcome] += 1
         try:
-            if call.deferred_cancellation is not None:
-                self._raise_deferred_cancellation(call, result, started)
+            if call.cancellation is not None:
+                self._raise_cancellation(call, result, started)
             if isinstance(result, PlaidRelayError):
                 raise result
             response: R = result
@@ -155,10 +155,10 @@ class Transport:
         finally:
             del result  # the traceback of an error holds this frame, so they would form a reference cycle
 
-    def _raise_deferred_cancellation(self, call: CallState[Any], result: Any, started: float) -> NoReturn:
+    def _raise_cancellation(self, call: CallState[Any], result: Any, started: float) -> NoReturn:
         """Report the outcome of a cancelled call as a late outcome, and raise the cancellation."""
-        call.last_result = None
-        cancellation, call.deferred_cancellation = call.deferred_cancellation, None
+        call.result_if_cancelled = None
+        cancellation, call.cancellation = call.cancellation, None
         assert cancellation is not None  # noqa: S101  # the caller checks that
         try:
             if call.sent and call.gate is None and call.endpoint.idempotency is not Idempotency.SAFE:
@@ -233,7 +233,7 @@ class Transport:
     @repeat_on_signal
     async def _repeat_attempts(self, call: CallState[R], signals: list[RetrySignal]) -> R:
         # Most calls need one attempt, and would take 5 % longer with backoff. So the first one is made before
-        # this method. Its signal is raised here once, and backoff applies the wait.
+        # this method is called. Its signal is raised here once, and backoff applies the wait.
         if signals:
             raise signals.pop()
         return await self._run_attempt(call)
@@ -318,7 +318,7 @@ class Transport:
             finally:
                 # Set even if the attempt failed: `call` then raises the cancellation, and the error becomes a
                 # late outcome.
-                call.deferred_cancellation = draining.deferred_cancellation
+                call.cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
 
@@ -344,7 +344,7 @@ class Transport:
             call.gate.attempt_interrupted(result)
         # An attempt that was not sent adds nothing to what is known about the call.
         elif not isinstance(result, NotSentError):
-            call.last_result, call.sent = result, True
+            call.result_if_cancelled, call.sent = result, True
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 @define(eq=False)
-class QueueingTime:
+class ExcludedTime:
     """The seconds that the head of a queue has waited for the rate limiter or a slot, by reason.
 
-    All calls in the queue wait for its head, and none of this time counts against a deadline.
+    All calls in the queue wait for its head, and this time is excluded from their deadlines.
     """
 
     _seconds: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
@@ -57,7 +57,7 @@ class Queue:
     """
 
     length: int = 0
-    time: QueueingTime = field(factory=QueueingTime)
+    time: ExcludedTime = field(factory=ExcludedTime)
     has_unused_permit: bool = False
     _interactive_count: int = 0
     # A bulk call takes the bulk lock before the head lock, an interactive call only the head lock.

@@ -102,31 +102,21 @@ class Retries:
         elif call.in_doubt and _already_removed(call.endpoint, error):
             removal: R = call.endpoint.response_type.already_removed()  # type: ignore[attr-defined]  # the response to a removal has it
             return removal
-        wait = self._wait_before_retry(call, error, certainty)
-        if wait is None or call.deferred_cancellation is not None or not self.admission.session.is_open:
+        declined = certainty is Certainty.DECLINED
+        wait = self._pause_operation(call, error) if declined else _wait_before_retry(call, error)
+        if wait is None or call.cancellation is not None or not self.admission.session.is_open:
             raise error
         if call.wait_scope is not None:  # from here to the next attempt, closing the client ends the wait
             self.admission.wait_scopes.add(call.wait_scope)
         # If the task is cancelled during the wait, this is the call's outcome.
-        call.last_result = call.error_of_call(error)
+        call.result_if_cancelled = call.error_of_call(error)
         if call.gate is not None:
             call.gate.prepare_retry(error, never_executed=call.in_doubt_error is None)
         self._report_retry(call, error, wait)
-        if certainty is Certainty.DECLINED:
+        if declined:
             wait = 0.0  # the throttle applies it, to all calls of the operation
         self.admission.counters.waits["backoff"] += wait
         raise RetrySignal(wait)
-
-    def _wait_before_retry(
-        self, call: CallState[Any], error: PlaidRelayError, certainty: Certainty
-    ) -> float | None:
-        """Return the seconds until the next attempt at the earliest, or `None` if the call isn't retried."""
-        if certainty is Certainty.DECLINED:
-            return self._pause_operation(call, error)
-        if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
-            return None
-        wait: float = getattr(error, "retry_after", None) or _backoff_delay(call.policy, call.counted_rounds)
-        return wait if wait <= call.policy.max_pause and wait < call.remaining else None
 
     def _pause_operation(self, call: CallState[Any], error: PlaidRelayError) -> float | None:
         """Open the operation's circuit breaker, and report a 429 to the rate limiter.
@@ -146,8 +136,7 @@ class Retries:
             partial(_backoff_delay, call.policy),
             rate_limited=rate_limited,
         )
-        # For a bulk call the pause is queueing, which doesn't count against the deadline, and this round
-        # doesn't count as an attempt.
+        # For a bulk call the pause is excluded from the deadline, and this round doesn't count as an attempt.
         call.uncounted_rounds += call.bulk
         hook_error = self._notify_rate_limiter(call, retry_after) if rate_limited else None
         if max(delay, throttle.breaker.total_pause) > call.policy.max_pause:
@@ -182,6 +171,14 @@ class Retries:
             self.on_retry(event)
         except Exception as callback_error:  # the caller's code
             raise error from callback_error
+
+
+def _wait_before_retry(call: CallState[Any], error: PlaidRelayError) -> float | None:
+    """Return the seconds until the next attempt at the earliest, or `None` if the call isn't retried."""
+    if not _is_retryable(error, call.policy) or call.counted_rounds >= call.policy.attempts:
+        return None
+    wait: float = getattr(error, "retry_after", None) or _backoff_delay(call.policy, call.counted_rounds)
+    return wait if wait <= call.policy.max_pause and wait < call.remaining else None
 
 
 def _backoff_delay(policy: RetryPolicy, number: int) -> float:

@@ -15,7 +15,7 @@ from attrs import define, field, fields, frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from plaid_relay_async.transport.queueing import QueueingTime
+    from plaid_relay_async.transport.queueing import ExcludedTime
 
 
 def _read_only(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -81,11 +81,11 @@ class Counters:
             self.waits[reason] += clock() - started
 
     @contextlib.contextmanager
-    def count_queue_wait(self, queueing_time: QueueingTime) -> Iterator[None]:
+    def count_queue_wait(self, excluded_time: ExcludedTime) -> Iterator[None]:
         """Count the wait of a call in a queue: the waits of the head by reason, the rest as a pause."""
         clock = asyncio.get_running_loop().time
         started = clock()
-        waits_before = queueing_time.by_reason(started)
+        waits_before = excluded_time.by_reason(started)
         self.queued += 1
         try:
             yield
@@ -93,7 +93,7 @@ class Counters:
             self.queued -= 1
             now = clock()
             pause = now - started
-            for reason, seconds in queueing_time.by_reason(now).items():
+            for reason, seconds in excluded_time.by_reason(now).items():
                 wait = seconds - waits_before.get(reason, 0.0)
                 self.waits[reason] += wait
                 pause -= wait

@@ -3,7 +3,9 @@
 Until an attempt is declined, nothing is delayed. A declined attempt (a 429, planned maintenance, or a gateway
 that can't reach Plaid) opens the circuit breaker for the pause that the server requests, or for a backoff if
 it requests none or less than a second. After the pause the breaker is half-open: one attempt at a time is
-sent as a probe. The first accepted probe closes the breaker.
+sent as a probe. The first accepted probe closes the breaker. An attempt is accepted if its response is
+definitive (see `certainty`), also if that is an error such as a 400. An attempt that ends in another way,
+such as with a 500, is neither accepted nor declined.
 
 After a 429 the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
 decrease). The first rate is what the server accepted before the 429. Each further 429 decreases it to a
@@ -97,8 +99,9 @@ class CircuitBreaker:
     Attributes:
         state: closed, open, or half-open.
         next_start: the earliest time of the next attempt, as far as the breaker is concerned.
-        open_until: the end of the server's pause.
-        total_pause: the seconds of all pauses since the last accepted attempt.
+        open_until: the end of the pause.
+        total_pause: the seconds of all pauses since the breaker was last closed, or since the last time
+            without an attempt of `_PAUSES_MEMORY`.
         pause_count: the number of these pauses.
         declines: the number of attempts that the server has declined.
     """
@@ -180,16 +183,10 @@ class CircuitBreaker:
 # A share. The new rate is at most this share of the declined rate.
 _DECREASE_FACTOR = 0.92
 
-# Seconds. After a pause that is shorter than `_SHORT_PAUSE`, the new rate is at least this share of the
-# declined rate: a limit that permits attempts again so soon isn't far below it.
+# Seconds, and a share. After a pause that is shorter than `_SHORT_PAUSE`, the new rate is at least this share
+# of the declined rate: a limit that permits attempts again so soon isn't far below it.
 _SHORT_PAUSE = 5.0
-_MAX_DECREASE = 0.5
-
-# After n periods the rate is base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**n - 1)), so it is 1 % higher
-# after the first period. After `_MAX_STEPS` periods it is too high to delay any call.
-_INCREASE_STEP = 0.02
-_INCREASE_GROWTH = 1.5
-_MAX_STEPS = 100
+_MIN_SHARE_AFTER_SHORT_PAUSE = 0.5
 
 # Seconds. The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of
 # Plaid's published limits. A rate that was measured from only a few accepted attempts may be due to chance,
@@ -197,7 +194,14 @@ _MAX_STEPS = 100
 _MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
-# Seconds. Accepted attempts that are older count for half.
+# After n periods the rate is base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**n - 1)), so it is 1 % higher
+# after the first period. After `_MAX_STEPS` periods it is too high to delay any call.
+_INCREASE_STEP = 0.02
+_INCREASE_GROWTH = 1.5
+_MAX_STEPS = 100
+
+# Seconds. When the measurement has lasted this long, its time and its count are halved, so that recent
+# attempts weigh more than old ones.
 _MEASUREMENT_MEMORY = 300.0
 
 # Seconds. The measurement restarts if an attempt could have started, and none did for this time: the attempts
@@ -239,6 +243,8 @@ class AdaptiveRate:
             # The rate increases only while it is what delays the calls.
             if now < self.next_start + gap:
                 self._increase(gap)
+            # An attempt that starts late is made up for, because timers are late and would lower the rate;
+            # but at most one is.
             self.next_start = max(self.next_start + gap, now)
 
     def count_accepted(self, now: float) -> None:
@@ -246,7 +252,6 @@ class AdaptiveRate:
         self._last_activity = now
         self._accepted += 1
         self._isolated_budget = min(self._isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
-        # Halving both the time and the count makes recent attempts weigh more than old ones.
         if now - self._measured_since > _MEASUREMENT_MEMORY:
             self._measured_since, self._accepted = (self._measured_since + now) / 2, self._accepted / 2
 
@@ -255,11 +260,15 @@ class AdaptiveRate:
         self._isolated_budget -= 1
 
     def resume(self, now: float, trip: Trip, open_until: float) -> None:
-        """Decrease the rate if the circuit breaker, which has just closed, was tripped by a rate limit."""
-        # The 429 is isolated if the server accepted an attempt that started after the declined one, or if it
+        """Continue after the circuit breaker has closed.
+
+        Decrease the rate if a rate limit had opened the breaker, unless that 429 is isolated.
+        """
+        # A 429 is isolated if the server accepted an attempt that started after the declined one, or if it
         # requested no pause and accepted the next attempt.
         accepts_more = trip.contradicted or trip.own_pause
-        if not (trip.rate_limited and accepts_more and self._isolated_budget >= 0):
+        is_isolated = trip.rate_limited and accepts_more and self._isolated_budget >= 0
+        if not is_isolated:
             if trip.rate_limited:
                 # A pause that the client chose says nothing about the server, so it isn't part of the
                 # measurement.
@@ -285,7 +294,7 @@ class AdaptiveRate:
         seconds = max(pause_end - self._measured_since, 0.001)
         self._base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
         if pause_end - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
-            self._base = max(self._base, _MAX_DECREASE * self.per_second)
+            self._base = max(self._base, _MIN_SHARE_AFTER_SHORT_PAUSE * self.per_second)
         self.per_second, self._delayed_seconds, self._isolated_budget = self._base, 0.0, _MAX_ISOLATED
         self._period = min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * self._accepted)
 
@@ -308,7 +317,7 @@ class Throttle:
     queue: Queue = field(factory=Queue)
 
     def can_start(self, now: float) -> bool:
-        """Return whether an attempt may start without queueing."""
+        """Return whether an attempt may start without waiting in the queue."""
         return now >= self.rate.next_start and now >= self.breaker.next_start and not self.queue.length
 
     def seconds_until_start(self, now: float) -> float:

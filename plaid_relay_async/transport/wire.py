@@ -40,7 +40,7 @@ class Attempt:
         body: the request's body.
         idempotency: of the operation; it decides what a lost response means.
         read_timeout: seconds until the response begins, and between two chunks of it.
-        deadline: the deadline of the attempt. Its first phase is to get a connection.
+        deadline: the deadline of the attempt. Its first step is to get a connection.
         max_bytes: the maximum size of a successful response, uncompressed, in bytes. The body of an error may
             have `MAX_SHORT_RESPONSE_BYTES`.
         body_writer: receives the body if it accepts the response; otherwise the body is kept in memory.
@@ -74,7 +74,7 @@ async def send_attempt(exchange: Exchange, attempt: Attempt) -> RawResponse:
         ConfigurationError: the borrowed session conflicts with the credentials; nothing was sent.
     """
     # The read timeout starts when the body is about to be sent.
-    start_reading = partial(attempt.deadline.set_timeout, attempt.read_timeout, may_be_late=False)
+    start_reading = partial(attempt.deadline.set_timeout, attempt.read_timeout, raise_if_over=True)
     body = attempt.outgoing_body = RequestBody(attempt.body, start_reading)
     raw_response: RawResponse | None = None
     complete = False

@@ -166,8 +166,8 @@ class RequestBody:
         """Check the connection and mark the body as sent. The caller must write it immediately afterwards.
 
         Returns:
-            False if the connection is new and has unread bytes: the body isn't marked as sent. Await
-            `finish_handshake`, and call this method again.
+            False if the connection is new, and has unread bytes or is being closed: the body isn't marked as
+            sent. Await `finish_handshake`, and call this method again.
 
         Raises:
             aiohttp.ClientConnectionError: the connection must not be used.
@@ -179,6 +179,8 @@ class RequestBody:
             raise aiohttp.ClientConnectionError from protocol.exception()
         has_unread = _unread_checks.get(protocol)
         if has_unread is None:
+            if protocol.transport.get_extra_info("socket") is None:
+                return False  # an alert has ended the TLS handshake, and aiohttp will learn that later
             self._new_protocol, has_unread = protocol, unread_check(protocol.transport)
             _unread_checks[protocol] = has_unread
             # The bytes are probably the last messages of the TLS handshake, for which aiohttp doesn't wait.
@@ -274,9 +276,8 @@ class _Payload(aiohttp.BytesPayload):
         self._body = body
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:  # noqa: ARG002
-        if not self._body.begin_send(writer.protocol):
+        while not self._body.begin_send(writer.protocol):
             await finish_handshake()
-            self._body.begin_send(writer.protocol)
         await writer.write(self._body.data)  # all of it, because `content_length` is its length
 
 
@@ -419,9 +420,8 @@ class DirectExchange:
         try:
             protocol: Any = connection.protocol
             protocol.set_response_params(read_until_eof=True, auto_decompress=True)
-            if not body.begin_send(protocol):
+            while not body.begin_send(protocol):
                 await finish_handshake()
-                body.begin_send(protocol)
             protocol.transport.write(b"%s%d\r\n\r\n%s" % (prepared.head, len(body.data), body.data))
             message, content = await body.read_next(protocol.read)
             # Interim responses (1xx) precede the final one, except for 101, which ends HTTP on the

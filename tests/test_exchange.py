@@ -169,6 +169,23 @@ async def test_nothing_is_sent_on_a_connection_with_unread_bytes():
             writer.close()
 
 
+async def test_nothing_is_sent_on_a_connection_that_is_being_closed():
+    """A TLS alert may close a new connection before aiohttp knows it: its transport has no socket any more."""
+    server_tls, client_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority = trustme.CA()
+    authority.configure_trust(client_tls)
+    authority.issue_cert("127.0.0.1").configure_cert(server_tls)
+    async with echoing(server_tls) as (url, *_):
+        port = int(url.rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+        writer.transport.abort()
+        while writer.get_extra_info("socket") is not None:
+            await asyncio.sleep(0)
+        body = RequestBody(b"{}", lambda: None)
+        assert not body.begin_send(FakeProtocol(writer.transport))
+        assert not body.sent
+
+
 @pytest.mark.may_block
 async def test_unread_bytes_of_a_new_connection_do_not_prevent_its_first_request():
     """A session reads them first, because they are probably the end of a TLS handshake."""

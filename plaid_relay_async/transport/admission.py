@@ -287,8 +287,8 @@ _CHECK_INTERVAL = 0.01
 class _QueueWait:
     """A call's wait in the queue of its operation.
 
-    For a bulk call, all of it is excluded from the deadline. For an interactive call, the waits of the head of
-    the queue for a pause or the adaptive rate count.
+    For a bulk call, all of it is excluded from the deadline. For an interactive call, the waits of the head
+    of the queue for a pause or the adaptive rate count.
     """
 
     call: CallState[Any]

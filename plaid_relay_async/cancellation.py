@@ -202,12 +202,14 @@ class Draining(Generic[T]):
                 error = another
             else:
                 return None
-        # Pass the arguments on: an AnyIO cancel scope recognizes its own cancellation by them.
+        # As a task does, cancel what the attempt waits for, and let it raise from there. Pass the arguments
+        # on: an AnyIO cancel scope recognizes its own cancellation by them.
         if awaited is None or not awaited.cancel(*error.args):
             return error
-        if self._timer is not None:
+        if self._timer is not None:  # nothing would undo the cancellation by its expiry any more
             self._timer.cancel()
-        # A future is cancelled immediately; a task may take some iterations of the event loop.
+        # A future is cancelled immediately; a task may take some iterations of the event loop. A cancellation
+        # that is suppressed meanwhile isn't lost: `Task.cancelling` counts it, and the first one is raised.
         while not awaited.done():
             with shield_from_anyio(), contextlib.suppress(asyncio.CancelledError):
                 yield from wait_shielded(awaited)

@@ -34,7 +34,7 @@ class Certainty(enum.StrEnum):
     DECLINED = "declined"
     """The server didn't execute it, and a later attempt may succeed; see `error_codes.is_declined`."""
     DEFINITIVE = "definitive"
-    """The response is final: a success, or an error that proves that nothing was executed."""
+    """The response is final: a success, readable or not, or an error that proves that it wasn't executed."""
     IN_DOUBT = "in_doubt"
     """The attempt may have been executed, and no response says whether it was."""
 
@@ -51,14 +51,17 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     # ClientClosedError or a ConfigurationError it makes no difference, because neither is retried.
     if isinstance(error, NotSentError | WaitTooLongError) or not error.sent:
         return Certainty.NOT_SENT
+    # In most cases a ResponseDecodeError: the attempt was executed, and a repeat can't show more.
+    # `BatchOperation.outcome_error` makes an `Unknown` of it where the operation changes something.
     if not isinstance(error, PlaidAPIError):
         return Certainty.DEFINITIVE
     if is_declined(error):
         return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. An error
-    # without a status isn't from a response: a program has created it.
-    definitive = 300 <= (error.status or 300) < 500 and not isinstance(error, PlaidServerError)
-    return Certainty.DEFINITIVE if definitive else Certainty.IN_DOUBT
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. Only an
+    # error that a program has created, such as a test, has no status.
+    is_final = error.status is None or 300 <= error.status < 500
+    is_final &= not isinstance(error, PlaidServerError)
+    return Certainty.DEFINITIVE if is_final else Certainty.IN_DOUBT
 
 
 def error_of_call(

@@ -124,8 +124,9 @@ class Timeouts:
         slow_read: the same for creations, refreshes and reports. Plaid has taken 85 s for some responses, and
             a timeout of a creation makes its outcome unknown.
         total: for one call with all its attempts and other waits; `None` for no limit. In a batch, pauses
-            that Plaid requests aren't counted. A call that isn't idempotent and has waited is sent only while
-            half of this time, or its `read` or `slow_read` if that is shorter, is left for the response.
+            that Plaid requests aren't counted. If a call that isn't idempotent has to wait, half of this
+            time, or its `read` or `slow_read` if that is shorter, is left for the connection and the
+            response.
         drain: for the calls in flight when a batch is left early or a call is cancelled.
         idle: after which an unused connection of an owned pool is closed. It is shorter than the limit of
             most servers, so that a request is seldom sent on a connection that the server is closing: its

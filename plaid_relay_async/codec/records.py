@@ -417,9 +417,9 @@ def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> byte
         try:
             # Most requests contain no Decimal, so the fast encoder is tried first.
             return _json_encoder.encode(plain).encode()
-        except (_UnsupportedValueError, ValueError):
+        except _UnsupportedValueError:
             return _dump_json(plain, separators=_COMPACT_SEPARATORS).encode()
-    except (TypeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         problem = type(error).__name__
     raise RequestValidationError.of("the request", f"can't be written as JSON ({problem})")
 

@@ -127,13 +127,13 @@ class AreIdentifiers:
     Attributes:
         limit: the maximum number of identifiers.
         noun: names them in the error.
-        one_per_report: whether they are report tokens, of which Plaid accepts one of each report type. The
-            Asset Report is the only type so far, and its tokens start with `assets-`.
+        one_per_report_type: whether they are report tokens: no token twice, and at most one of an Asset
+            Report (`assets-`), the only type so far. Tokens with another prefix are left to Plaid.
     """
 
     limit: int | None = None
     noun: str = "identifiers"
-    one_per_report: bool = False
+    one_per_report_type: bool = False
 
     @property
     def problem(self) -> str:
@@ -151,7 +151,7 @@ class AreIdentifiers:
             check_identifier(f"{name}[{index}]", identifier)
         if self.limit is not None and len(value) > self.limit:
             raise invalid(name, self.problem.format(count=len(value)))
-        if not self.one_per_report or len(value) == 1:
+        if not self.one_per_report_type or len(value) == 1:
             return
         if len(set(value)) < len(value):
             raise invalid(name, "contains the same token twice")
@@ -160,7 +160,7 @@ class AreIdentifiers:
 
 
 are_identifiers: Final = AreIdentifiers()
-are_report_tokens: Final = AreIdentifiers(one_per_report=True)
+are_report_tokens: Final = AreIdentifiers(one_per_report_type=True)
 
 
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:

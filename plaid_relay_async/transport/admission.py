@@ -43,14 +43,15 @@ class CallState(Generic[R]):
         deadline: the event loop's time at which the call ends; infinite for no limit. Waits that are
             excluded from it (see the module's docstring) move it.
         read_timeout: the seconds until a response begins, and between two chunks of it.
-        response_reserve: the seconds that must be left for a response when an attempt is sent.
+        response_reserve: the seconds before the deadline that are left for the connection and the response.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
         attempts: the number of attempts, including those that weren't sent.
         sent: whether one of them was sent; each error of the call reports it.
         ticket: the ticket of the current attempt.
         in_doubt_error: the error of an attempt that may have been executed.
-        result_if_cancelled: what the call ends with if its task is cancelled before its next attempt.
+        result_if_cancelled: what is known of the call if its task is cancelled: during a wait, the error of
+            the last attempt; during an attempt, what that attempt has shown. `None` if nothing was sent.
         wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
         cancellation: the cancellation of the task, which is raised at the end of the call.
     """
@@ -92,12 +93,12 @@ class CallState(Generic[R]):
 
     @property
     def remaining(self) -> float:
-        """The seconds within which an attempt has to be sent."""
-        return self.send_deadline - self.now()
+        """The seconds within which the waits before an attempt have to end."""
+        return self.wait_deadline - self.now()
 
     @property
-    def send_deadline(self) -> float:
-        """The time before which an attempt has to be sent."""
+    def wait_deadline(self) -> float:
+        """The time by which the waits for a retry, the queue, credentials and the journal have to end."""
         return self.deadline - self.response_reserve
 
     def error_of_call(self, error: PlaidRelayError) -> PlaidRelayError:
@@ -207,7 +208,7 @@ class Admission:
         """Return the credentials from their source. If that fails, the attempt has ended."""
         try:
             async with self.while_open():
-                return await self.authenticator.authenticate(call.send_deadline)
+                return await self.authenticator.authenticate(call.wait_deadline)
         except BaseException:
             self.release(call)
             raise

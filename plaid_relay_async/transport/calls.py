@@ -241,8 +241,8 @@ class Transport:
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
         if call.wait_scope is not None:
-            # Closing the client ends waits, but not attempts. An expiry that is already scheduled is
-            # cancelled.
+            # The wait for this attempt is over. Closing the client ends waits, but not attempts, so this
+            # scope must not expire any more, even if that is scheduled. The waits of `admit` have their own.
             self._admission.wait_scopes.discard(call.wait_scope)
             call.wait_scope.reschedule(None)
         attempts_before = call.attempts
@@ -351,9 +351,9 @@ async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:
     # A journal may take long to record the intent. If the send deadline passes during that wait, the attempt
     # isn't sent. If it had passed before, the journal isn't the cause, and the attempt is sent, as it would
     # be without a gate.
-    was_in_time = call.now() < call.send_deadline
+    was_in_time = call.now() < call.wait_deadline
     await gate.start_attempt()
-    if was_in_time and call.now() >= call.send_deadline:
+    if was_in_time and call.now() >= call.wait_deadline:
         raise NotSentError("the journal took so long that too little time was left for a response")
 
 

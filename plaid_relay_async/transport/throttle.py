@@ -1,11 +1,11 @@
 """The throttle of one operation: a circuit breaker, an adaptive rate and a queue.
 
-Until an attempt is declined, nothing is delayed. A declined attempt (a 429, planned maintenance, or a gateway
-that can't reach Plaid) opens the circuit breaker for the pause that the server requests, or for a backoff if
-it requests none or less than a second. After the pause the breaker is half-open: one attempt at a time is
-sent as a probe. The first accepted probe closes the breaker. An attempt is accepted if its response is
-definitive (see `certainty`), also if that is an error such as a 400. An attempt that ends in another way,
-such as with a 500, is neither accepted nor declined.
+Until an attempt is declined, nothing is delayed. A declined attempt (a 429, planned maintenance, or this
+package's gateway if it can't reach Plaid) opens the circuit breaker for the pause that the server requests,
+or for a backoff if it requests none or less than a second. After the pause the breaker is half-open: one
+attempt at a time is sent as a probe. The first accepted probe closes the breaker. An attempt is accepted if
+its response is definitive (see `certainty`), also if that is an error such as a 400. An attempt that ends in
+another way, such as with a 500, is neither accepted nor declined.
 
 After a 429 the operation keeps to an adaptive rate, in the manner of AIMD (additive increase, multiplicative
 decrease). The first rate is what the server accepted before the 429. Each further 429 decreases it to a
@@ -116,7 +116,11 @@ class CircuitBreaker:
     _trip: Trip = field(init=False)  # set when the breaker opens
 
     def is_current(self, ticket: Ticket) -> bool:
-        """Return whether the server has declined no attempt since the ticket was issued."""
+        """Return whether the server has declined no attempt since the ticket was issued.
+
+        While the breaker isn't closed, only a probe can have a current ticket: the attempt that opened it
+        made all earlier tickets void, and only probes have been issued tickets since.
+        """
         return ticket.declines == self.declines
 
     def issue_probe(self, now: float) -> Ticket:
@@ -143,11 +147,10 @@ class CircuitBreaker:
     ) -> float:
         """Open the breaker, or prolong its pause, and return the delay; see `Throttle.record_declined`."""
         is_current, delay = self.is_current(ticket), retry_after or 0.0
-        # An attempt that started before the last declined one ended belongs to the same pause: no backoff is
-        # added.
+        # An attempt that started before the last declined one ended says nothing new: no backoff is added.
         if is_current and delay < _MIN_SERVER_DELAY:
             delay = max(delay, own_delay(self.pause_count + 1))
-        if now >= self.open_until:
+        if now >= self.open_until:  # also if it ended so late that the pause is over
             self.pause_count += 1
         # Pauses that overlap count once.
         pause_end = max(self.open_until, now + delay)

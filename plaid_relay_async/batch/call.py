@@ -18,7 +18,7 @@ from plaid_relay_async.batch.operations import BatchOperation
 from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
 from plaid_relay_async.batch.stopping import Sending, stopped_report_error
-from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
+from plaid_relay_async.certainty import error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
@@ -65,7 +65,7 @@ class TrackedCall(Generic[OutcomeT]):
         in_doubt_error: the error of an attempt of this call that may have been executed. The transport drops
             its own note of it when a call ends without a response or an error, such as after a lost race; the
             recorder has only that of an earlier call.
-        received_response: the response that the call had received when it was cancelled.
+        received_response: the response, once the call has received it.
         recorder: the journal's recorder, once it is acquired.
         lost_race: whether the recorder has lost the race for its pair, so that another one is acquired.
         report_stopped: whether the call ended before its next attempt because the requests for its report
@@ -139,7 +139,8 @@ class TrackedCall(Generic[OutcomeT]):
     async def _send(self) -> None:
         try:
             self._check_may_send()
-            self._set_outcome(await self.send(self.request, gate=self))
+            self.received_response = await self.send(self.request, gate=self)
+            self._set_outcome(self.received_response)
         except AttemptForbiddenError:
             # A call that has lost a race starts again. An earlier attempt in doubt is its outcome until then,
             # and is recorded as unknown before the next recorder is acquired.
@@ -210,27 +211,22 @@ class TrackedCall(Generic[OutcomeT]):
         self.attempts += 1
         self.phase = Phase.IN_FLIGHT
 
-    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
+    def prepare_retry(self, error: PlaidRelayError, *, in_doubt_error: PlaidRelayError | None) -> None:
         """Note that an attempt has ended and a retry is planned, or raise to prevent the retry."""
-        self._end_attempt(error)
-        if not never_executed and certainty_of(error) is Certainty.IN_DOUBT:
-            self.in_doubt_error = error
+        self.phase = Phase.WAITING
+        self.last_error = error
+        self.in_doubt_error = in_doubt_error or self.in_doubt_error
         self._check_may_send()
 
     def attempt_interrupted(self, result: Any) -> None:
-        """Note the response or error of an attempt during which the call is cancelled."""
+        """Note the response, or the error of the call, if the call is cancelled during an attempt."""
         if not isinstance(result, PlaidRelayError):
             self.received_response = result
-        elif isinstance(result, NotSentError):
-            # The call was cancelled before this attempt was sent: it ends as if this attempt hadn't started.
-            self.attempts -= 1
-            self._end_attempt(self.last_error)
-        else:
-            self._end_attempt(result)
-
-    def _end_attempt(self, error: PlaidRelayError | None) -> None:
-        self.last_error = error
+            return
         self.phase = Phase.WAITING
+        # An attempt that wasn't sent adds nothing to what is known about the call.
+        if not isinstance(result, NotSentError):
+            self.last_error = result
 
     def _check_may_send(self) -> None:
         """Raise `AttemptForbiddenError` if the request must not be sent."""
@@ -238,12 +234,19 @@ class TrackedCall(Generic[OutcomeT]):
         if sending.stopped:
             raise AttemptForbiddenError
         if sending.report_errors and (cause := sending.report_stop_cause(self.request)) is not None:
-            sent = self.last_error is not None and bool(self.last_error.sent)
             self.report_stopped = True
-            self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
+            self.last_error = stopped_report_error(cause, sent=self.sent, attempts=self.attempts)
             raise AttemptForbiddenError
 
     # ---------------------------------------------------------------------------------------- the outcome
+
+    @property
+    def sent(self) -> bool:
+        """Whether an attempt of this call that has ended was sent, or may have been."""
+        if self.received_response is not None:
+            return True
+        # The transport notes in each error whether any attempt of the call was sent.
+        return self.last_error is not None and self.last_error.sent is not False
 
     @property
     def _outcome_to_record(self) -> OutcomeT | None:

@@ -320,7 +320,7 @@ async def test_an_attempt_in_doubt_is_recorded_before_its_pair_is_looked_up_agai
 
 
 async def test_a_request_that_is_not_attempted_may_have_a_recorded_outcome(plaid, client):
-    """A request of a stopped report is looked up if its pair was assumed to be new; without an outcome, it fails."""
+    """A skipped request is looked up if its pair was assumed to be new; without an outcome, it fails."""
 
     class AssumesNew(BreakingJournal):
         recorded = None

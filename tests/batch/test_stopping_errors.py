@@ -260,7 +260,7 @@ async def test_no_retry_starts_after_the_requests_for_the_report_have_stopped(er
     assert message in str(last.error if kind is Failed else last.error.__cause__)
 
 
-async def test_the_memory_of_stopped_reports_is_bounded():
+async def test_the_memory_of_report_errors_is_bounded():
     """Of many wrong reports only the latest ones are remembered, without their tokens."""
 
     async def create(request, gate):

@@ -46,9 +46,9 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     """
     if isinstance(error, OutcomeUnknownError | ConnectionLostError):
         return Certainty.IN_DOUBT
-    # `sent` describes the whole call: it may be True because of an earlier attempt, which was a read or
-    # wasn't executed. These two classes prove by themselves that the last attempt wasn't sent. After a
-    # ClientClosedError or a ConfigurationError it makes no difference, because neither is retried.
+    # After `error_of_call`, `sent` is also True if only an earlier attempt was sent. These two classes show
+    # that the last attempt wasn't. A ClientClosedError or a ConfigurationError with such a `sent` is classed
+    # as DEFINITIVE, which has the same effect as NOT_SENT, because neither is retried.
     if isinstance(error, NotSentError | WaitTooLongError) or not error.sent:
         return Certainty.NOT_SENT
     # In most cases a ResponseDecodeError: the attempt was executed, and a repeat can't show more.

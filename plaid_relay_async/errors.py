@@ -189,7 +189,7 @@ class ReadTimeoutError(ConnectionLostError, TimeoutError):
 
 
 class OutcomeUnknownError(PlaidRelayError):
-    """Plaid may have executed the request, and no response says whether it did.
+    """The request was sent, Plaid may have executed it, and no response shows its result.
 
     Another attempt might execute it a second time, so the call is repeated only if the retry policy says
     `replay="always"`. `advice` says what to do. Each attribute is `None` if no response arrived, or if the

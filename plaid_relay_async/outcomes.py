@@ -1,7 +1,7 @@
 """The outcomes of calls, one for each request of a batch.
 
 The outcome of a creation is `Created`, `Failed` or `Unknown`. Other operations have another class in place of
-`Created`. `Unknown` means that the call ended in doubt: Plaid may have executed it.
+`Created`. `Unknown` means that Plaid may have executed the call, and no response shows the result.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Failed(BaseOutcome[Any]):
 
 @frozen(kw_only=True)
 class Unknown(BaseOutcome[Any]):
-    """An attempt may have been executed, and no response says whether it was. See `error`."""
+    """The request was sent, Plaid may have executed it, and no response shows its result. See `error`."""
 
     error: OutcomeUnknownError
 

@@ -12,12 +12,13 @@ import pytest
 from cancellation_support import CANCELLATIONS, act_once_sent, cancel_once_sent, listening
 from processes import wait_until_async
 from servers import serving, stay_silent
-from support import CREATE, GET, OWNER, REMOVE, ClosedLimiter, RecordingJournal
+from support import CREATE, GET, OWNER, QUICK, REMOVE, ClosedLimiter, RecordingJournal
 
 from plaid_relay_async import (
     Completed,
     ConfigurationError,
     Created,
+    Credentials,
     Failed,
     JournalError,
     OutcomeUnknownError,
@@ -181,6 +182,58 @@ async def test_a_call_that_is_cancelled_between_two_attempts_reports_the_first(p
     assert (type(outcome), outcome.attempts) == (kind, 1)
 
 
+class UncheckedJournal(RecordingJournal):
+    async def record_intent(self, request) -> None: ...
+
+    async def record_outcome(self, outcome) -> None: ...
+
+
+WITH_AND_WITHOUT_JOURNAL = pytest.mark.parametrize(
+    "journal", [None, UncheckedJournal()], ids=["without a journal", "with a journal"]
+)
+
+
+@WITH_AND_WITHOUT_JOURNAL
+async def test_a_call_of_which_no_attempt_was_sent_has_no_late_outcome(plaid, journal):
+    """A call is cancelled while it waits to retry an attempt that failed in the TLS handshake."""
+
+    async def end_connection(reader, writer) -> None: ...
+
+    retry = RetryPolicy(backoff=100.0, max_backoff=100.0, max_pause=1e6)
+    async with (
+        serving(end_connection, "https") as (url, _),
+        listening(plaid, base_url=url, ssl=ssl.create_default_context(), retry=retry) as (client, late),
+    ):
+        task = asyncio.ensure_future(client.relay.create(["report"], "partner", journal=journal))
+        await wait_until_async(lambda: client.statistics().retries)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), late) == (True, [])
+        assert client.statistics().attempts == {"not_sent": 1}
+
+
+@WITH_AND_WITHOUT_JOURNAL
+async def test_an_attempt_after_one_that_was_not_sent_has_a_late_outcome(plaid, journal):
+    """The first attempt finds no credentials, and the call is cancelled during the second one."""
+    sources = iter([OSError("no credentials"), OWNER])
+    late = []
+
+    async def fetch_credentials() -> Credentials:
+        source = next(sources)
+        if isinstance(source, OSError):
+            raise source
+        return source
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    async with RelayClient(
+        fetch_credentials, base_url=plaid.url, retry=QUICK, on_late_outcome=late.append
+    ) as client:
+        await cancel_once_sent(
+            plaid, CREATE, client.relay.create([plaid.add_report()], "partner", journal=journal)
+        )
+    assert [type(outcome) for outcome in late] == [Created]
+
+
 async def test_the_deadline_of_a_call_ends_its_drain(plaid):
     """`timeout=` includes the drain: when it has passed, the outcome is unknown."""
     plaid.fail(Fault(path=CREATE, stall=60, when="after"))
@@ -263,9 +316,7 @@ def test_the_callback_is_a_plain_function(callback):
 async def test_a_late_outcome_of_a_call_with_a_journal(plaid, tmp_path, caplog, breaks):
     """A late outcome is reported as journalled or not, and logged only if the journal doesn't have it."""
 
-    class Broken(RecordingJournal):
-        async def record_intent(self, request) -> None: ...
-
+    class Broken(UncheckedJournal):
         async def record_outcome(self, outcome) -> None:
             if breaks:
                 raise JournalError("the disk is full")

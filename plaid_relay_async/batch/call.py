@@ -17,8 +17,8 @@ from attrs import define, evolve, field
 from plaid_relay_async.batch.operations import BatchOperation
 from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
-from plaid_relay_async.batch.stopping import Sending, stopped_report_error
-from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
+from plaid_relay_async.batch.stopping import Sending, skipped_request_error
+from plaid_relay_async.certainty import error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
@@ -35,10 +35,13 @@ class AttemptForbiddenError(Exception):
 
 
 class Phase(enum.Enum):
-    """What a call does at the moment. If sending stops, a waiting call is cancelled; others are drained."""
+    """What a call does at the moment. If sending stops, a waiting call is cancelled; others are drained.
+
+    A call that has ended stays in the phase in which it ended.
+    """
 
     WAITING = enum.auto()
-    """It queues, waits for the journal's look-up or for a retry, or has ended: nothing is in flight."""
+    """Nothing is in flight: it queues, or waits for the journal's look-up or for a retry."""
     RECORDING_INTENT = enum.auto()
     """The journal records an intent, which is followed by its attempt."""
     IN_FLIGHT = enum.auto()
@@ -49,7 +52,9 @@ class Phase(enum.Enum):
 
 @define(eq=False, repr=False)
 class TrackedCall(Generic[OutcomeT]):
-    """One call, whose phase and outcome are known at any moment.
+    """One call, which can be ended at any moment.
+
+    Its phase, its errors and its response so far determine its outcome then.
 
     Attributes:
         operation: the properties of its operation.
@@ -61,15 +66,15 @@ class TrackedCall(Generic[OutcomeT]):
         started_at: the time of the event loop at which the request was read.
         attempts: the number of attempts, including those that weren't sent.
         phase: what the call does at the moment.
-        last_error: the error of the last attempt.
+        last_error: the error of the last attempt, or of what prevented it.
         in_doubt_error: the error of an attempt of this call that may have been executed. The transport drops
             its own note of it when a call ends without a response or an error, such as after a lost race; the
             recorder has only that of an earlier call.
-        received_response: the response that the call had received when it was cancelled.
+        received_response: the response, once the call has received it.
         recorder: the journal's recorder, once it is acquired.
         lost_race: whether the recorder has lost the race for its pair, so that another one is acquired.
-        report_stopped: whether the call ended before its next attempt because the requests for its report
-            have stopped.
+        skipped: whether the call ended before its next attempt because the requests for its report have
+            stopped.
         outcome: the outcome, as soon as it is known; `None` after the end if the request wasn't attempted.
     """
 
@@ -87,7 +92,7 @@ class TrackedCall(Generic[OutcomeT]):
     received_response: Any = field(default=None, init=False)
     recorder: CallRecorder | None = field(default=None, init=False)
     lost_race: bool = field(default=False, init=False)
-    report_stopped: bool = field(default=False, init=False)
+    skipped: bool = field(default=False, init=False)
     outcome: OutcomeT | None = field(default=None, init=False)
 
     # ------------------------------------------------------------------------------ from request to outcome
@@ -95,8 +100,9 @@ class TrackedCall(Generic[OutcomeT]):
     async def run(self) -> None:
         """Make the call, record its outcome if there is a journal, and set `outcome`.
 
-        If another call changes the pair before the intent of an attempt is recorded, or before the request is
-        recorded as not attempted, the recorder has lost a race. The next recorder looks the pair up again.
+        A recorder loses a race if another call has changed the pair before an intent is recorded. If the pair
+        was assumed to be new, it also does if the request isn't attempted, because the pair may already have
+        an outcome. The next recorder looks the pair up.
         """
         if self.acquire_recorder is None:
             await self._send()
@@ -139,7 +145,8 @@ class TrackedCall(Generic[OutcomeT]):
     async def _send(self) -> None:
         try:
             self._check_may_send()
-            self._set_outcome(await self.send(self.request, gate=self))
+            self.received_response = await self.send(self.request, gate=self)
+            self._set_outcome(self.received_response)
         except AttemptForbiddenError:
             # A call that has lost a race starts again. An earlier attempt in doubt is its outcome until then,
             # and is recorded as unknown before the next recorder is acquired.
@@ -168,7 +175,7 @@ class TrackedCall(Generic[OutcomeT]):
         except LostRaceError:
             # The pair wasn't looked up and may have an outcome, so the request isn't recorded as not
             # attempted.
-            self.lost_race, self.report_stopped = True, False
+            self.lost_race, self.skipped = True, False
             self.last_error = self.outcome = None
         except BaseException as error:
             if not is_ordinary_error(error):
@@ -210,27 +217,22 @@ class TrackedCall(Generic[OutcomeT]):
         self.attempts += 1
         self.phase = Phase.IN_FLIGHT
 
-    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
+    def prepare_retry(self, error: PlaidRelayError, *, in_doubt_error: PlaidRelayError | None) -> None:
         """Note that an attempt has ended and a retry is planned, or raise to prevent the retry."""
-        self._end_attempt(error)
-        if not never_executed and certainty_of(error) is Certainty.IN_DOUBT:
-            self.in_doubt_error = error
+        self.phase = Phase.WAITING
+        self.last_error = error
+        self.in_doubt_error = in_doubt_error or self.in_doubt_error
         self._check_may_send()
 
     def attempt_interrupted(self, result: Any) -> None:
-        """Note the response or error of an attempt during which the call is cancelled."""
+        """Note the response, or the error of the call, if the call is cancelled during an attempt."""
         if not isinstance(result, PlaidRelayError):
             self.received_response = result
-        elif isinstance(result, NotSentError):
-            # The call was cancelled before this attempt was sent: it ends as if this attempt hadn't started.
-            self.attempts -= 1
-            self._end_attempt(self.last_error)
-        else:
-            self._end_attempt(result)
-
-    def _end_attempt(self, error: PlaidRelayError | None) -> None:
-        self.last_error = error
+            return
         self.phase = Phase.WAITING
+        # An attempt that wasn't sent adds nothing to what is known about the call.
+        if not isinstance(result, NotSentError):
+            self.last_error = result
 
     def _check_may_send(self) -> None:
         """Raise `AttemptForbiddenError` if the request must not be sent."""
@@ -238,20 +240,27 @@ class TrackedCall(Generic[OutcomeT]):
         if sending.stopped:
             raise AttemptForbiddenError
         if sending.report_errors and (cause := sending.report_stop_cause(self.request)) is not None:
-            sent = self.last_error is not None and bool(self.last_error.sent)
-            self.report_stopped = True
-            self.last_error = stopped_report_error(cause, sent=sent, attempts=self.attempts)
+            self.skipped = True
+            self.last_error = skipped_request_error(cause, sent=self.sent, attempts=self.attempts)
             raise AttemptForbiddenError
 
     # ---------------------------------------------------------------------------------------- the outcome
 
     @property
+    def sent(self) -> bool:
+        """Whether an attempt of this call that has ended was sent, or may have been."""
+        if self.received_response is not None:
+            return True
+        # The transport notes in each error whether any attempt of the call was sent.
+        return self.last_error is not None and self.last_error.sent is not False
+
+    @property
     def _outcome_to_record(self) -> OutcomeT | None:
         """The outcome for the journal; `None` records the request as not attempted.
 
-        It is `None` if the requests for the report have stopped and no attempt of this call is in doubt.
+        It is `None` if the call was skipped and no attempt of it is in doubt.
         """
-        return None if self.report_stopped and self.in_doubt_error is None else self.outcome
+        return None if self.skipped and self.in_doubt_error is None else self.outcome
 
     def _find_in_doubt_error(self) -> PlaidRelayError | None:
         return self.in_doubt_error or (

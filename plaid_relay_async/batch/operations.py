@@ -114,7 +114,8 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     def unexpected_error(self, error: BaseException) -> PlaidRelayError:
         """Return the error of a call that raised something other than a `PlaidRelayError`.
 
-        Whether a request was sent is unknown then, because the error may come from anywhere.
+        Whether a request was sent is unknown then: no code expects such an error, so what the call has noted,
+        such as its phase, proves nothing.
         """
         unexpected = self._lost_response_error(
             f"{type(error).__name__} was raised during the call", sent=None
@@ -123,13 +124,13 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
         return unexpected
 
     def outcome_error(self, error: PlaidRelayError) -> PlaidRelayError:
-        """Return the error for the outcome: an `OutcomeUnknownError` if the call ended in doubt.
+        """Return the error for the outcome: an `OutcomeUnknownError` if its result is unknown.
 
         The error of a safe operation stays as it is.
         """
         # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
-        in_doubt = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
-        if self.is_safe or not in_doubt or isinstance(error, OutcomeUnknownError):
+        is_unknown = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
+        if self.is_safe or not is_unknown or isinstance(error, OutcomeUnknownError):
             return error
         unknown = reclassify(error, OutcomeUnknownError, advice=self.advice)
         unknown.__cause__ = error

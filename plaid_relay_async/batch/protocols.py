@@ -34,7 +34,7 @@ class CallContext:
 
 
 class LostRaceError(Exception):
-    """The pair has changed since its look-up, or was assumed to be new without one.
+    """Another call has changed the pair since its look-up, or the pair was assumed to be new without one.
 
     Acquire a new recorder.
     """
@@ -74,7 +74,8 @@ class CallRecorder(Protocol):
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
         """Record the outcome, durable once awaited; `None` means that the request isn't attempted.
 
-        For `None`, the awaitable may raise `LostRaceError`. Any other error stops the batch.
+        Only the recorder of a creation receives `None`: when the requests for its report have stopped. The
+        awaitable may then raise `LostRaceError`. Any other error stops the batch.
         """
         ...
 

@@ -51,7 +51,7 @@ class BatchResult(Generic[S, U]):
     Attributes:
         succeeded: the outcomes of calls that succeeded, such as `Removed`.
         failed: the outcomes of calls that failed.
-        unknown: the outcomes of calls that ended in doubt; always empty for reads.
+        unknown: the outcomes of calls whose result is unknown; always empty for reads.
         not_attempted: requests that were read from the input, and not sent because the batch ended first.
         stopped_by: the error that stopped the batch before the end of its input, or `None`.
         counts: the number of outcomes of each kind, by name: `"created"`, `"failed"`, `"unknown"`;

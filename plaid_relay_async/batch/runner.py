@@ -174,6 +174,8 @@ class Batch(Generic[OutcomeT, ResultT]):
         if self.sending.reading_timer is not None:
             self.sending.reading_timer.cancel()
         if not runner.cancelled():
+            # The senders handle all errors that are expected, so this is a bug, or an exception that ends the
+            # process.
             self.sending.error = self.sending.error or runner.exception()
         self._stream_changed.set()
 
@@ -193,9 +195,8 @@ class Batch(Generic[OutcomeT, ResultT]):
     def _raise_error(self) -> None:
         error, self.sending.error = self.sending.error, None  # it is raised once
         if error is not None:
-            source = "its input, its journal or a callback"
             raise BatchStoppedError(
-                f"the batch stopped because {source} raised {type(error).__name__}", result=self.result
+                f"the batch stopped because {type(error).__name__} was raised", result=self.result
             ) from error
 
     # ---------------------------------------------------------------------------------------- the senders
@@ -254,8 +255,9 @@ class Batch(Generic[OutcomeT, ResultT]):
             if call.outcome is None:
                 self.result.not_attempted.append(request)
             else:
-                # The error of a call whose report has stopped was counted before, with another request.
-                self._deliver_outcome(call.outcome, None if call.report_stopped else call.last_error)
+                # If the requests for the report have stopped, the error was counted before, with another
+                # request.
+                self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
         return not isinstance(call.outcome, Failed | Unknown | None)
 
@@ -277,6 +279,8 @@ class Batch(Generic[OutcomeT, ResultT]):
     def _run_callback(self, callback: Callable[[T], object], argument: T) -> None:
         try:
             callback(argument)
+        # The callback isn't async, so a CancelledError comes from its own code, and isn't the cancellation of
+        # this task.
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the caller gets it at the end
             self.sending.stop_with_error(error)
 

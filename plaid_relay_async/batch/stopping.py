@@ -124,7 +124,7 @@ class Sending:
 
         Args:
             outcome: the outcome of a call.
-            error: the error of its last attempt, if that one isn't counted yet.
+            error: the error of its last attempt, or of what prevented it, if that error isn't counted yet.
         """
         if not isinstance(outcome, Failed | Unknown):
             if outcome.attempts:  # an outcome from the journal says nothing about the requests of this batch
@@ -147,7 +147,7 @@ class Sending:
             del self.report_errors[next(iter(self.report_errors))]
 
 
-def stopped_report_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:
+def skipped_request_error(cause: PlaidRelayError, *, sent: bool, attempts: int) -> PlaidRelayError:
     """Return the error of a request that isn't sent because others for its report failed with `cause`."""
     not_sent = "not sent again" if sent else "not sent"
     message = f"{not_sent} after {SHARED_ERROR_LIMIT} errors of the same report: {cause.args[0]}"

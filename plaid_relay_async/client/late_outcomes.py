@@ -1,4 +1,4 @@
-"""Late outcomes: outcomes of calls whose task was cancelled while a request was in flight."""
+"""Late outcomes: outcomes of calls whose task was cancelled after an attempt had been sent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class LateOutcomes:
             return
         try:
             self._callback(outcome)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the call's cancellation is raised next
+        # The callback isn't async, so a CancelledError comes from its own code. The cancellation of this task
+        # is raised next, whatever the callback raises.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
             _log_outcome(path, outcome, f"on_late_outcome raised {type(error).__name__}")
 

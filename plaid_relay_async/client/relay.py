@@ -326,10 +326,11 @@ class Relay(OperationGroup):
             await call.run_alone()
         except asyncio.CancelledError:
             # The drain has ended, so the outcome is known, but no caller receives it.
-            if call.outcome is not None:
+            if call.outcome is not None and call.sent:
                 self._late_outcomes.report(operation.endpoint.path, call.outcome)
             raise
-        # The caller receives the outcome even if the journal can't record it.
+        # An error of the journal is raised only if there is no outcome; otherwise the caller receives the
+        # outcome.
         if call.outcome is None:
             assert call.sending.error is not None  # noqa: S101  # without an error of the journal, the call is made
             raise call.sending.error

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # States in which no attempt of the row can have created a token.
-STARTABLE: Final = (CreationState.ACCEPTED, CreationState.FAILED, CreationState.HELD_ELSEWHERE)
+STARTABLE: Final = (CreationState.NOT_ATTEMPTED, CreationState.FAILED, CreationState.HELD_ELSEWHERE)
 # States in which an attempt of the row may have created a token that isn't recorded.
 IN_DOUBT: Final = (CreationState.INTENT, CreationState.UNKNOWN)
 # States in which a recorded token may be valid.
@@ -30,7 +30,7 @@ OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
 @frozen
 class Row:
-    """A row of the table of creations; the attributes have the names of its columns.
+    """A row of the table of creations; the attributes are its columns, by their names in the code.
 
     Attributes:
         id: the row, unique in the journal.
@@ -39,8 +39,8 @@ class Row:
         partner: the partner's ID at Plaid, the secondary client ID.
         state: the state of the creation.
         current: whether it is the run's latest row for its pair; a run has at most one for each pair.
-        claim: whether it holds its pair; at most one row does, over all runs.
-        holder_id: the worker that accepted the creation, or recorded the latest intent to create or remove a
+        holds_pair: whether it holds its pair; at most one row does, over all runs.
+        worker_id: the worker that inserted the row, or recorded the latest intent to create or remove a
             token; 0 once a removal has ended.
         begun_at: when its latest intent to create was recorded, in seconds since 1970, by the database's
             clock; an intent that was undone counts only if there was no earlier intent.
@@ -62,8 +62,8 @@ class Row:
     partner: str
     state: CreationState = field(converter=CreationState)
     current: bool
-    claim: bool
-    holder_id: int
+    holds_pair: bool
+    worker_id: int
     begun_at: float | None
     ended_at: float | None
     attempts: int
@@ -173,7 +173,7 @@ class StartAttempt:
         held_elsewhere = first_in_doubt(self.retire) is not None
         return {
             "attempts": 0,
-            "state": CreationState.HELD_ELSEWHERE if held_elsewhere else CreationState.ACCEPTED,
+            "state": CreationState.HELD_ELSEWHERE if held_elsewhere else CreationState.NOT_ATTEMPTED,
         }
 
 
@@ -316,7 +316,7 @@ def outcome_name(state: CreationState, *, alive: bool) -> str:
         alive: whether the row's worker is alive.
     """
     match state:
-        case CreationState.ACCEPTED | CreationState.HELD_ELSEWHERE:
+        case CreationState.NOT_ATTEMPTED | CreationState.HELD_ELSEWHERE:
             return "not_attempted"
         case CreationState.INTENT:
             return "in_flight" if alive else "unknown"

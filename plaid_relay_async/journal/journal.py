@@ -390,7 +390,7 @@ class Journal:
     async def records(
         self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
     ) -> AsyncIterator[Record]:
-        """Yield the records of a run; those of each process are in the order in which it accepted them.
+        """Yield the records of a run; those of each process are in the order in which it inserted them.
 
         Args:
             run: the run name.

@@ -2,7 +2,7 @@
 
 A recorder holds its pair in memory, so that calls of this process take turns. The database decides between
 processes: an intent is a compare-and-set on the rows that the decision was based on. In the database, at most
-one row holds a pair (`Row.claim`), also after its call has ended.
+one row holds a pair (`Row.holds_pair`), also after its call has ended.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from plaid_relay_async.journal.encryption import Digests, Keyring
 from plaid_relay_async.journal.schema import CreationState
 from plaid_relay_async.journal.workers import ClockReading
 from plaid_relay_async.journal.writer import (
-    EMPTY_LOOKUP,
+    ASSUMED_NEW,
+    InsertCreation,
     IntentGranted,
     LeaseExpired,
     PairLookup,
-    RecordAccepted,
     RecordIntent,
     RecordOutcome,
     RecordRemovalIntent,
@@ -47,7 +47,7 @@ from plaid_relay_async.journal.writer import (
     UndoIntent,
     Writer,
     WriteResult,
-    accepted_command,
+    insert_command,
     outcome_command,
 )
 from plaid_relay_async.models import (
@@ -236,20 +236,20 @@ class CallCoordinator:
             return None
         if isinstance(decision, StartAttempt):
             values = self.writer.row_values(pair, request.secondary_client_id, decision.row)
-            accept = accepted_command(values)
+            insert = insert_command(values)
             # The call doesn't wait for this write, which lists the pair as not attempted until the intent
             # replaces it.
-            accept_write = self.writer.submit(accept) if decision.row is None else None
+            insert_write = self.writer.submit(insert) if decision.row is None else None
             row_in_doubt = first_in_doubt(decision.retire)
             return CreationRecorder(
                 self,
                 pair,
                 RecordIntent(values, decision.retire),
                 UndoIntent(decision.values_to_restore(self.policy.run_id) | {"id": values["id"]}),
-                accept,
-                accept_write,
+                insert,
+                insert_write,
                 earlier_in_doubt_error=None if row_in_doubt is None else row_in_doubt.in_doubt_error(),
-                assumed_new=lookup is EMPTY_LOOKUP,
+                assumed_new=lookup is ASSUMED_NEW,
             )
         if isinstance(decision, RejectDuplicate):
             return CreationRecorder(
@@ -262,7 +262,7 @@ class CallCoordinator:
         # A large new run needs no look-up for each pair: after many consecutive new pairs, the next one is
         # assumed to be new as well. If it isn't, its intent loses the race, and the call looks it up.
         if self._consecutive_new >= _ASSUME_NEW_AFTER:
-            return EMPTY_LOOKUP
+            return ASSUMED_NEW
         lookup = await self.writer.look_up_pair(pair)
         self._consecutive_new = (
             self._consecutive_new + 1 if lookup.own is None and lookup.holding is None else 0
@@ -282,7 +282,7 @@ class CallCoordinator:
             return
         if own is None:
             values = self.writer.row_values(pair, request.secondary_client_id, None)
-            await self.writer.submit(accepted_command(values, CreationState.HELD_ELSEWHERE))
+            await self.writer.submit(insert_command(values, CreationState.HELD_ELSEWHERE))
         elif own.startable and own.state is not CreationState.HELD_ELSEWHERE:
             await self.writer.submit(outcome_command(own.id, CreationState.HELD_ELSEWHERE))
 
@@ -310,7 +310,7 @@ class CallCoordinator:
         if journalled:
             values = self.writer.row_values(pair, request.secondary_client_id, own)
             if own is None:
-                self.writer.submit(accepted_command(values))
+                self.writer.submit(insert_command(values))
             await self.writer.submit(
                 outcome_command(values["id"], CreationState.FAILED, **error_columns(error))
             )
@@ -439,8 +439,9 @@ class CreationRecorder(_PairRecorder):
     Attributes:
         intent: the intent of its attempts; `None` if there is a recorded outcome.
         undo: the command that undoes the intent; `None` if there is a recorded outcome.
-        accept: the command that lists it as not attempted; `None` if there is a recorded outcome.
-        accept_write: the write of `accept`, if its row is new.
+        insert: the command that inserts its row, listed as not attempted; `None` if there is a recorded
+            outcome.
+        insert_write: the write of `insert`, if its row is new.
         recorded_outcome: the outcome from the journal, if the request needs no attempt.
         earlier_in_doubt_error: the error of an attempt in doubt whose row the intent retires, if any.
         assumed_new: whether its pair was assumed to be new, without a look-up.
@@ -448,8 +449,8 @@ class CreationRecorder(_PairRecorder):
 
     intent: RecordIntent | None = None
     undo: UndoIntent | None = None
-    accept: RecordAccepted | None = None
-    accept_write: asyncio.Future[WriteResult] | None = None
+    insert: InsertCreation | None = None
+    insert_write: asyncio.Future[WriteResult] | None = None
     recorded_outcome: Outcome | None = None
     earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
@@ -462,8 +463,8 @@ class CreationRecorder(_PairRecorder):
             JournalError: the journal can't be written, or the lease has expired.
         """
         assert self.intent is not None  # noqa: S101  # a recorded outcome needs no attempt
-        assert self.accept is not None  # noqa: S101
-        self.accept.skip = True
+        assert self.insert is not None  # noqa: S101
+        self.insert.skip = True
         await self._record_intent(self.intent)
 
     def record_outcome(self, outcome: Outcome | None) -> Awaitable[object]:
@@ -481,20 +482,20 @@ class CreationRecorder(_PairRecorder):
         return self._submit_outcome(outcome_command(self.intent.values["id"], state, **columns))
 
     async def _record_not_attempted(self) -> None:
-        """Return once the creation is recorded as accepted, and its intent is undone if there is one.
+        """Return once the journal has what it had before the call; a new creation is listed as not attempted.
 
         Raises:
             LostRaceError: its pair wasn't looked up, so it may have an outcome.
             JournalError: the journal can't be written.
         """
-        assert self.accept is not None  # noqa: S101  # a recorded outcome needs no attempt
-        if self.assumed_new and not self.accept.skip:
-            self.accept.skip = True  # not written, because the pair is looked up now
+        assert self.insert is not None  # noqa: S101  # a recorded outcome needs no attempt
+        if self.assumed_new and not self.insert.skip:
+            self.insert.skip = True  # not written, because the pair is looked up now
             raise self.coordinator.lost_race_error()
         if self._open_intent is not None:
             await self._submit_outcome(self._undo_command())
-        elif self.accept_write is not None:
-            await self.accept_write
+        elif self.insert_write is not None:
+            await self.insert_write
 
     def _undo_command(self) -> UndoIntent:
         assert self.undo is not None  # noqa: S101  # a recorded outcome has no intent

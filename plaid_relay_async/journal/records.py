@@ -11,7 +11,7 @@ from sqlalchemy import and_, case, func, or_, select
 
 from plaid_relay_async.errors import OutcomeUnknownError
 from plaid_relay_async.journal.decisions import Row, error_code_of, outcome_name
-from plaid_relay_async.journal.schema import CreationState, entries
+from plaid_relay_async.journal.schema import CreationState, entries, entry_columns
 from plaid_relay_async.journal.statements import NO_WORKER
 
 if TYPE_CHECKING:
@@ -78,14 +78,16 @@ _holding = entries.alias("holding")
 _entries_with_holding = entries.outerjoin(
     _holding,
     and_(
-        entries.c.state == CreationState.HELD_ELSEWHERE, _holding.c.pair == entries.c.pair, _holding.c.claim
+        entries.c.state == CreationState.HELD_ELSEWHERE,
+        _holding.c.pair == entries.c.pair,
+        _holding.c.holds_pair,
     ),
 )
 # A record is shown for each current row, and for each other row with a token, a removed token, or a pair that
 # it holds again.
 _visible = or_(
     entries.c.current,
-    entries.c.claim,
+    entries.c.holds_pair,
     entries.c.state.in_((CreationState.CREATED, CreationState.REMOVING, CreationState.REMOVED)),
 )
 
@@ -108,7 +110,7 @@ def read_page(
         for an intent.
     """
     query = (
-        select(entries, *(column.label(f"holding_{column.name}") for column in _holding.c))
+        select(*entry_columns, *(column.label(f"holding_{column.key}") for column in _holding.c))
         .select_from(_entries_with_holding)
         .where(entries.c.run_id == run_id, entries.c.id > after, _visible)
         .order_by(entries.c.id)
@@ -121,10 +123,10 @@ def read_page(
         return [_with_holding_row(each) for each in connection.execute(query).mappings()]
 
     def worker_ids_in(rows: list[tuple[Row, Row]]) -> set[int]:
-        return {source.holder_id for _, source in rows if source.state is CreationState.INTENT}
+        return {source.worker_id for _, source in rows if source.state is CreationState.INTENT}
 
     rows, liveness = registry.read_with_liveness(connection, read, worker_ids_in)
-    return [(row, source, source.holder_id in liveness.live_ids) for row, source in rows]
+    return [(row, source, source.worker_id in liveness.live_ids) for row, source in rows]
 
 
 def _with_holding_row(columns: Any) -> tuple[Row, Row]:
@@ -134,7 +136,7 @@ def _with_holding_row(columns: Any) -> tuple[Row, Row]:
 
 
 def _to_row(columns: Any, prefix: str) -> Row:
-    return Row(**{column.name: columns[prefix + column.name] for column in entries.c})
+    return Row(**{column.key: columns[prefix + column.key] for column in entries.c})
 
 
 def to_record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
@@ -168,7 +170,7 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
     """
     state, worker_id, error, code = (
         func.coalesce(_holding.c[name], entries.c[name])
-        for name in ("state", "holder_id", "error", "error_code")
+        for name in ("state", "worker_id", "error", "error_code")
     )
     # Only the outcome of an intent depends on its worker. All other rows are counted together.
     intent_worker = case((state == CreationState.INTENT, worker_id), else_=NO_WORKER)

@@ -1,8 +1,8 @@
 """The journal's tables, and migrations from older versions of them.
 
 The stored names are older than the names in the code, and stay, so that existing journals can be opened: the
-table `relay_entries` has the creations, and `relay_holders` has the workers. The column `holder_id` refers to
-a worker, `claim` marks the row that holds a pair, and `begun_at` is the time of the latest intent.
+table `relay_entries` has the creations, and `relay_holders` has the workers. A column whose stored name would
+mislead has another name in the code, its `key`. `begun_at` is the time of the latest intent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class CreationState(enum.StrEnum):
     """The state of one creation; the values are stored."""
 
-    ACCEPTED = "accepted"
+    NOT_ATTEMPTED = "accepted"  # the stored value is older, as is that of `INTENT`
     """No attempt was sent, or Plaid has declined each one."""
     INTENT = "begun"
     """An attempt may be in flight. If its worker is dead, its outcome is unknown."""
@@ -112,8 +112,8 @@ entries: Final = Table(
     Column("partner", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("current", Boolean, nullable=False),
-    Column("claim", Boolean, nullable=False),
-    Column("holder_id", BigInteger, nullable=False),
+    Column("claim", Boolean, key="holds_pair", nullable=False),
+    Column("holder_id", BigInteger, key="worker_id", nullable=False),
     Column("begun_at", Float),
     Column("ended_at", Float),
     Column("attempts", Integer, nullable=False),
@@ -126,6 +126,9 @@ entries: Final = Table(
     Column("token_digest", Text),
 )
 
+# The columns of a row, labelled with their names in the code.
+entry_columns: Final = tuple(column.label(column.key) for column in entries.c)
+
 
 def _partial_index(name: str, *columns: Column[Any], where: Any, unique: bool) -> None:
     Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
@@ -134,7 +137,7 @@ def _partial_index(name: str, *columns: Column[Any], where: Any, unique: bool) -
 # The conditions are written exactly as in the queries. Otherwise SQLite doesn't use the indexes. The unique
 # indexes are the guarantee between processes: at most one row, over all runs, holds a pair, and each run has
 # at most one current row for a pair.
-_partial_index("relay_entries_claim", entries.c.pair, where=entries.c.claim == true(), unique=True)
+_partial_index("relay_entries_claim", entries.c.pair, where=entries.c.holds_pair == true(), unique=True)
 _partial_index(
     "relay_entries_current", entries.c.run_id, entries.c.pair, where=entries.c.current == true(), unique=True
 )
@@ -145,7 +148,7 @@ _partial_index(
 _partial_index(
     "relay_entries_heirs",
     entries.c.pair,
-    where=and_(entries.c.claim == false(), entries.c.begun_at.is_not(None)),
+    where=and_(entries.c.holds_pair == false(), entries.c.begun_at.is_not(None)),
     unique=False,
 )
 Index("relay_entries_run", entries.c.run_id, entries.c.id)

@@ -34,14 +34,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from plaid_relay_async.journal.decisions import IN_DOUBT, STARTABLE
-from plaid_relay_async.journal.schema import CreationState, entries, now
+from plaid_relay_async.journal.schema import CreationState, entries, entry_columns, now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy import ColumnClause, FromClause
 
-_NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "holder_id", "attempts")
+_NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "worker_id", "attempts")
 NO_WORKER: Final = 0  # no worker has this ID: IDs start at 1
 # States in which a row may hold its pair.
 _HOLDING_STATES = (CreationState.CREATED, CreationState.REMOVING, *IN_DOUBT)
@@ -69,7 +69,7 @@ class Statements:
         kind: "sqlite" or "postgresql".
 
     Attributes:
-        insert_accepted: inserts rows without an attempt, except for pairs of which the run has a current row.
+        insert_creations: inserts rows without an attempt, unless the run has a current row for their pair.
         upsert_intents: inserts intents, or records them in startable rows, or again in rows that have an
             intent of the same worker. Its row count shows whether each intent was recorded.
         update_outcomes: records outcomes, in rows in doubt of the same worker and in startable rows.
@@ -95,7 +95,7 @@ class Statements:
     def __init__(self, kind: str) -> None:
         self._in_sqlite = kind == "sqlite"
         self._insert: Any = sqlite.insert if self._in_sqlite else postgresql.insert
-        self.insert_accepted: Final = self._insert_accepted()
+        self.insert_creations: Final = self._insert_creations()
         self.upsert_intents: Final = self._upsert_intents()
         self.update_outcomes: Final = self._update_outcomes()
         self.undo_intents: Final = self._undo_intents()
@@ -103,17 +103,17 @@ class Statements:
         self.update_removal_outcomes: Final = self._update_removal_outcomes()
         self.reassign_holding: Final = (self._release_holding(), self._assign_holding())
         self.select_superseded: Final = select(entries.c.id).where(
-            entries.c.run_id == bindparam("run"), entries.c.claim == true(), self._is_superseded()
+            entries.c.run_id == bindparam("run"), entries.c.holds_pair == true(), self._is_superseded()
         )
         self.retire_row: Final = (
             update(entries)
             .where(self._is_unchanged())
-            .values(claim=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
+            .values(holds_pair=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
         )
         self.select_pairs: Final = self._select_pairs()
         digests = self._input_rows(entries.c.token_digest)
         # The first condition is that of the partial index.
-        self.select_by_digest: Final = select(entries).where(
+        self.select_by_digest: Final = select(*entry_columns).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(digests.c.token_digest))
         )
         self.replace_tokens: Final = self._replace_tokens()
@@ -125,7 +125,7 @@ class Statements:
         """Return the compare-and-set condition: the row still has the state and the worker that were read."""
         state: Any = bindparam("expected_state")
         worker: Any = bindparam("expected_worker")
-        return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.holder_id == worker)
+        return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.worker_id == worker)
 
     def _input_rows(self, *columns: ColumnClause[Any]) -> FromClause:
         """Return the JSON parameter as a table with these columns."""
@@ -133,20 +133,20 @@ class Statements:
         if self._in_sqlite:
             elements = func.json_each(parameter).table_valued("value")
             fields = (
-                func.json_extract(elements.c.value, f"$.{each.name}", type_=each.type).label(each.name)
+                func.json_extract(elements.c.value, f"$.{each.key}", type_=each.type).label(each.key)
                 for each in columns
             )
             return select(*fields).subquery("input_rows")
-        typed = [column(each.name, each.type) for each in columns]
+        typed = [column(each.key, each.type) for each in columns]
         table = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="input_rows")
         return table.render_derived(with_types=True)
 
-    def _insert_accepted(self) -> Any:
+    def _insert_creations(self) -> Any:
         names = (*_NEW_ROW_COLUMNS, "state")
         source = self._input_rows(*(entries.c[name] for name in names))
         # The condition keeps SQLite's parser from reading ON CONFLICT as the ON of a join.
         new_rows = select(*(source.c[name] for name in names), true(), literal(value=False)).where(true())
-        insert = self._insert(entries).from_select([*names, "current", "claim"], new_rows)
+        insert = self._insert(entries).from_select([*names, "current", "holds_pair"], new_rows)
         return insert.on_conflict_do_nothing()
 
     def _upsert_intents(self) -> Any:
@@ -159,14 +159,14 @@ class Statements:
             now(),
         )
         insert = self._insert(entries).from_select(
-            [*_NEW_ROW_COLUMNS, "state", "current", "claim", "begun_at"], new_rows.where(true())
+            [*_NEW_ROW_COLUMNS, "state", "current", "holds_pair", "begun_at"], new_rows.where(true())
         )
-        replaced = {name: insert.excluded[name] for name in ("state", "claim", "begun_at", "holder_id")}
+        replaced = {name: insert.excluded[name] for name in ("state", "holds_pair", "begun_at", "worker_id")}
         cleared = dict.fromkeys(("ended_at", *_OUTCOME_COLUMNS), null()) | {"attempts": literal(0)}
         # A transaction may be repeated after a commit whose confirmation was lost, so an intent of the same
         # worker is accepted as well.
         is_repeat = and_(
-            entries.c.state == CreationState.INTENT, entries.c.holder_id == insert.excluded.holder_id
+            entries.c.state == CreationState.INTENT, entries.c.worker_id == insert.excluded.worker_id
         )
         is_allowed = or_(is_repeat, *(entries.c.state == state for state in STARTABLE))
         upsert = insert.on_conflict_do_update(
@@ -176,11 +176,11 @@ class Statements:
 
     def _update_outcomes(self) -> Any:
         names = ("state", *_OUTCOME_COLUMNS)
-        source = self._input_rows(entries.c.id, entries.c.holder_id, *(entries.c[name] for name in names))
+        source = self._input_rows(entries.c.id, entries.c.worker_id, *(entries.c[name] for name in names))
         # The check of the fencing token: an outcome that is written late, or a second time, must not change a
         # row that another worker has used meanwhile. A startable row has no token and no attempt in doubt
         # that a late outcome could overwrite.
-        is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state.in_(IN_DOUBT))
+        is_own = and_(entries.c.worker_id == source.c.worker_id, entries.c.state.in_(IN_DOUBT))
         is_startable = entries.c.state.in_(STARTABLE)
         values = {name: source.c[name] for name in names}
         # Reports count each row with `ended_at` as an outcome of its run. If another run holds the pair, the
@@ -195,10 +195,10 @@ class Statements:
     def _undo_intents(self) -> Any:
         names = ("state", "ended_at", *_OUTCOME_COLUMNS)
         source = self._input_rows(
-            *(entries.c[name] for name in ("id", "holder_id", "begun_at")),
+            *(entries.c[name] for name in ("id", "worker_id", "begun_at")),
             *(entries.c[name] for name in names),
         )
-        is_own = and_(entries.c.holder_id == source.c.holder_id, entries.c.state == CreationState.INTENT)
+        is_own = and_(entries.c.worker_id == source.c.worker_id, entries.c.state == CreationState.INTENT)
         # A declined attempt has begun, so `begun_at` stays if there is no earlier time to restore.
         begun_at = func.coalesce(source.c.begun_at, entries.c.begun_at)
         return (
@@ -212,24 +212,24 @@ class Statements:
         is_repeat = and_(
             entries.c.id == bindparam("row"),
             entries.c.state == CreationState.REMOVING,
-            entries.c.holder_id == worker,
+            entries.c.worker_id == worker,
         )
         return (
             update(entries)
             .where(or_(self._is_unchanged(), is_repeat))
-            .values(state=CreationState.REMOVING.value, holder_id=worker)
+            .values(state=CreationState.REMOVING.value, worker_id=worker)
         )
 
     def _update_removal_outcomes(self) -> Any:
-        source = self._input_rows(entries.c.id, entries.c.state, entries.c.holder_id)
+        source = self._input_rows(entries.c.id, entries.c.state, entries.c.worker_id)
         # The token of a confirmed removal isn't needed any more. Its digest stays, so that the journal
         # recognizes it.
         token = case((source.c.state == CreationState.REMOVED, null()), else_=entries.c.token)
         return (
             update(entries)
-            .where(entries.c.id == source.c.id, entries.c.holder_id == source.c.holder_id)
+            .where(entries.c.id == source.c.id, entries.c.worker_id == source.c.worker_id)
             .where(entries.c.state == CreationState.REMOVING)
-            .values(state=source.c.state, holder_id=NO_WORKER, token=token)
+            .values(state=source.c.state, worker_id=NO_WORKER, token=token)
         )
 
     def _pairs_to_reassign(self) -> Any:
@@ -238,7 +238,7 @@ class Statements:
         row = entries.alias("row")
         # A token that can be returned keeps its pair.
         keeps_pair = and_(
-            row.c.state == CreationState.CREATED, row.c.claim == true(), row.c.token.is_not(None)
+            row.c.state == CreationState.CREATED, row.c.holds_pair == true(), row.c.token.is_not(None)
         )
         return select(row.c.pair).where(row.c.id.in_(select(source.c.id)), not_(keeps_pair)).distinct()
 
@@ -253,7 +253,7 @@ class Statements:
         others = select(token.c.id).where(
             token.c.pair == entries.c.pair, token.c.state == CreationState.CREATED
         )
-        return others.where(token.c.claim == false(), token.c.begun_at.is_not(None)), token
+        return others.where(token.c.holds_pair == false(), token.c.begun_at.is_not(None)), token
 
     def _is_superseded(self) -> Any:
         """Return the condition that a row's token was forgotten and its pair has another one to return."""
@@ -274,14 +274,14 @@ class Statements:
         )
         return (
             update(entries)
-            .where(entries.c.pair.in_(self._pairs_to_reassign()), entries.c.claim == true(), is_released)
-            .values(claim=False)
+            .where(entries.c.pair.in_(self._pairs_to_reassign()), entries.c.holds_pair == true(), is_released)
+            .values(holds_pair=False)
         )
 
     def _assign_holding(self) -> Any:
         pairs = self._pairs_to_reassign().subquery("pairs")
         candidate, other = entries.alias("candidate"), entries.alias("other")
-        is_unheld = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.claim == true())))
+        is_unheld = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.holds_pair == true())))
         # The order: a token that can be returned, a token that was forgotten, an attempt in doubt, and a
         # token whose removal is in doubt.
         is_token = candidate.c.state == CreationState.CREATED
@@ -295,7 +295,7 @@ class Statements:
             select(candidate.c.id)
             .where(
                 candidate.c.pair == pairs.c.pair,
-                candidate.c.claim == false(),
+                candidate.c.holds_pair == false(),
                 candidate.c.begun_at.is_not(None),
             )
             .where(candidate.c.state.in_(_HOLDING_STATES))
@@ -308,7 +308,7 @@ class Statements:
         return (
             update(entries)
             .where(entries.c.id.in_(chosen), entries.c.state.in_(_HOLDING_STATES))
-            .values(claim=True)
+            .values(holds_pair=True)
         )
 
     def _select_pairs(self) -> Any:
@@ -316,9 +316,9 @@ class Statements:
         is_requested = entries.c.pair.in_(select(source.c.pair))
         is_current = and_(entries.c.current, entries.c.run_id == bindparam("run"))
         return (
-            select(entries)
-            .where(is_requested, entries.c.claim)
-            .union_all(select(entries).where(is_requested, is_current))
+            select(*entry_columns)
+            .where(is_requested, entries.c.holds_pair)
+            .union_all(select(*entry_columns).where(is_requested, is_current))
         )
 
     def _replace_tokens(self) -> Any:
@@ -330,9 +330,11 @@ class Statements:
         source = self._input_rows(column("former", Text()), entries.c.pair)
         renamed = select(entries.c.id, source.c.pair).join(source, entries.c.pair == source.c.former)
         is_current = and_(entries.c.current == true(), entries.c.run_id == bindparam("run"))
-        has_held = and_(entries.c.claim == false(), entries.c.begun_at.is_not(None))
+        has_held = and_(entries.c.holds_pair == false(), entries.c.begun_at.is_not(None))
         # Each part uses an index. A single query for all conditions would use none.
-        return union(*(renamed.where(part) for part in (entries.c.claim == true(), has_held, is_current)))
+        return union(
+            *(renamed.where(part) for part in (entries.c.holds_pair == true(), has_held, is_current))
+        )
 
     def _rename_pairs(self) -> Any:
         source = self._input_rows(entries.c.id, entries.c.pair)
@@ -347,7 +349,7 @@ class Statements:
         return (
             update(entries)
             .where(entries.c.id == source.c.id)
-            .values(pair=source.c.pair, claim=False, current=and_(entries.c.current, not_(has_current)))
+            .values(pair=source.c.pair, holds_pair=False, current=and_(entries.c.current, not_(has_current)))
         )
 
 

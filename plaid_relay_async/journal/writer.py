@@ -1,8 +1,8 @@
 """Write commands and look-ups of one worker.
 
-A write command is one change to the journal, such as an accepted creation, an intent, or an outcome. Commands
-are written by group commit: those that arrive while one transaction runs share the next transactions.
-Look-ups share transactions in the same way, on separate connections, so that they don't wait behind writes.
+A write command is one change to the journal, such as a new creation, an intent, or an outcome. Commands are
+written by group commit: those that arrive while one transaction runs share the next transactions. Look-ups
+share transactions in the same way, on separate connections, so that they don't wait behind writes.
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ class PairLookup:
     maybe_in_flight: bool
 
 
-EMPTY_LOOKUP: Final = PairLookup(None, None, in_progress=False, maybe_in_flight=False)
+# Stands for a look-up that was skipped. It is compared by identity, because the look-up of a new pair is
+# equal to it.
+ASSUMED_NEW: Final = PairLookup(None, None, in_progress=False, maybe_in_flight=False)
 
 
 @define(eq=False, repr=False)
-class RecordAccepted:
-    """A creation was accepted and nothing was sent, or another run holds its pair.
+class InsertCreation:
+    """A creation isn't attempted yet, or another run holds its pair.
 
     Attributes:
         values: the columns of its new row.
@@ -75,7 +77,7 @@ class RecordAccepted:
 
 
 # A command that writes nothing itself: its group writes the commands that are still pending.
-_FLUSH: Final = RecordAccepted({}, skip=True)
+_FLUSH: Final = InsertCreation({}, skip=True)
 
 
 @define(eq=False, repr=False)
@@ -154,7 +156,7 @@ class RenamePair:
 
 
 WriteCommand: TypeAlias = (
-    RecordAccepted
+    InsertCreation
     | RecordIntent
     | RecordOutcome
     | UndoIntent
@@ -264,7 +266,7 @@ class Writer:
             "run_id": self._run_id,
             "pair": pair,
             "partner": partner,
-            "holder_id": self._worker.id,
+            "worker_id": self._worker.id,
             "attempts": 0,
         }
 
@@ -333,7 +335,7 @@ class Writer:
                 return [Row(**row) for row in result.mappings()]
 
             rows, liveness = self._registry.read_with_liveness(connection, read, _worker_ids_to_check)
-            abandoned = [{"id": row.id} for row in rows if row.claim and _is_abandoned(row, liveness)]
+            abandoned = [{"id": row.id} for row in rows if row.holds_pair and _is_abandoned(row, liveness)]
             if abandoned:
                 # The worker of such an intent is dead. If the intent was for a second token, it has taken the
                 # pair from the row with the first token, and that row gets the pair back. Otherwise the
@@ -344,7 +346,7 @@ class Writer:
             # The database's clock has set `begun_at`, so only that clock can say how long ago it was.
             time = float(connection.execute(select(now())).scalar_one()) if liveness.request_seconds else 0.0
             own = {row.pair: row for row in rows if row.current and row.run_id == self._run_id}
-            holding = {row.pair: row for row in rows if row.claim}
+            holding = {row.pair: row for row in rows if row.holds_pair}
             return [_to_lookup(own.get(pair), holding.get(pair), liveness, time) for pair in pairs]
 
         return await self._database.run_transaction(connection, work, self._retry_seconds)
@@ -378,8 +380,8 @@ class Writer:
             self._pending = pending  # the executor repeats the group itself
             raise
         except BaseException:
-            # The caller of an intent gets the error and sends nothing. Outcomes and accepted creations are
-            # kept until they can be written.
+            # The caller of an intent gets the error and sends nothing. Outcomes and new creations are kept
+            # until they can be written.
             self._pending = [command for command in (*pending, *commands) if _must_be_written(command)]
             self._retry_timer = asyncio.get_running_loop().call_later(_REWRITE_DELAY, self.submit, _FLUSH)
             self._failing = True
@@ -410,9 +412,9 @@ class Writer:
     async def _write_in_transaction(
         self, connection: JournalConnection, commands: list[WriteCommand]
     ) -> list[WriteResult]:
-        statements, worker_column = self._statements, {"holder_id": self._worker.id}
-        accepted = [
-            command.values for command in commands if isinstance(command, RecordAccepted) and not command.skip
+        statements, worker_column = self._statements, {"worker_id": self._worker.id}
+        insertions = [
+            command.values for command in commands if isinstance(command, InsertCreation) and not command.skip
         ]
         outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
         undone = [worker_column | command.values for command in commands if isinstance(command, UndoIntent)]
@@ -436,7 +438,7 @@ class Writer:
             changed_rows = [{"id": each["id"]} for each in (*creations, *undone, *removals, *renamed)]
             # Outcomes are written before intents: an intent in this group may follow on one of them.
             changes = [
-                (statements.insert_accepted, accepted),
+                (statements.insert_creations, insertions),
                 (statements.update_outcomes, creations),
                 (statements.undo_intents, undone),
                 (statements.update_removal_outcomes, removals),
@@ -470,7 +472,7 @@ class Writer:
 
     def _outcome_values(self, command: RecordOutcome) -> dict[str, Any]:
         token = {} if command.token is None else self._token_columns(command.token.reveal())
-        return command.values | token | {"holder_id": self._worker.id}
+        return command.values | token | {"worker_id": self._worker.id}
 
     def _record_intents(
         self, connection: Connection, commands: list[RecordIntent | RecordRemovalIntent]
@@ -506,7 +508,7 @@ class Writer:
 
 
 def _expected_values(row: Row) -> dict[str, Any]:
-    return {"row": row.id, "expected_state": row.state, "expected_worker": row.holder_id}
+    return {"row": row.id, "expected_state": row.state, "expected_worker": row.worker_id}
 
 
 def _check_one_row(result: CursorResult[Any]) -> None:
@@ -515,11 +517,11 @@ def _check_one_row(result: CursorResult[Any]) -> None:
 
 
 def _depends_on_worker(row: Row) -> bool:
-    return row.holder_id != NO_WORKER and row.state in (CreationState.REMOVING, CreationState.INTENT)
+    return row.worker_id != NO_WORKER and row.state in (CreationState.REMOVING, CreationState.INTENT)
 
 
 def _worker_ids_to_check(rows: Iterable[Row | None]) -> set[int]:
-    return {row.holder_id for row in rows if row is not None and _depends_on_worker(row)}
+    return {row.worker_id for row in rows if row is not None and _depends_on_worker(row)}
 
 
 def _to_lookup(own: Row | None, holding: Row | None, liveness: Liveness, time: float) -> PairLookup:
@@ -533,31 +535,33 @@ def _to_lookup(own: Row | None, holding: Row | None, liveness: Liveness, time: f
 
 
 def _is_abandoned(row: Row, liveness: Liveness) -> bool:
-    return row.state is CreationState.INTENT and row.holder_id not in liveness.live_ids
+    return row.state is CreationState.INTENT and row.worker_id not in liveness.live_ids
 
 
 def _may_be_in_flight(row: Row | None, liveness: Liveness, time: float) -> bool:
     # A worker whose lease has expired may be suspended, and may continue later. A worker that has
     # deregistered has no request in flight. On SQLite, a worker that doesn't hold its lock has ended.
-    if row is None or row.state is not CreationState.INTENT or row.holder_id not in liveness.request_seconds:
+    if row is None or row.state is not CreationState.INTENT or row.worker_id not in liveness.request_seconds:
         return False
-    return time - (row.begun_at or 0.0) < liveness.request_seconds[row.holder_id]
+    return time - (row.begun_at or 0.0) < liveness.request_seconds[row.worker_id]
 
 
 def _must_be_written(command: WriteCommand) -> bool:
     return isinstance(command, RecordOutcome | UndoIntent | RecordRemovalOutcome) or (
-        isinstance(command, RecordAccepted) and not command.skip
+        isinstance(command, InsertCreation) and not command.skip
     )
 
 
-def accepted_command(values: dict[str, Any], state: CreationState = CreationState.ACCEPTED) -> RecordAccepted:
-    """Return the command for a creation that was accepted, or whose pair another run holds.
+def insert_command(
+    values: dict[str, Any], state: CreationState = CreationState.NOT_ATTEMPTED
+) -> InsertCreation:
+    """Return the command for a creation that isn't attempted yet, or whose pair another run holds.
 
     Args:
         values: the columns of its new row, without the state.
-        state: `ACCEPTED` or `HELD_ELSEWHERE`.
+        state: `NOT_ATTEMPTED` or `HELD_ELSEWHERE`.
     """
-    return RecordAccepted(values | {"state": state})
+    return InsertCreation(values | {"state": state})
 
 
 def outcome_command(

@@ -16,7 +16,7 @@ class RateLimiter(Protocol):
     """An object that limits the rate of attempts.
 
     A limiter may also have a plain method `on_rate_limited(endpoint, retry_after)`, which the client
-    calls after each 429, with the server's delay in seconds or `None`.
+    calls after each 429 that declines an attempt, with the server's delay in seconds or `None`.
     """
 
     def acquire(self, endpoint: str, /) -> Awaitable[object]:
@@ -51,15 +51,19 @@ class AttemptGate(Protocol):
         """Prepare for an attempt that is sent next; raise to prevent it."""
         ...
 
-    def prepare_retry(self, error: PlaidRelayError, *, never_executed: bool) -> None:
+    def prepare_retry(self, error: PlaidRelayError, *, in_doubt_error: PlaidRelayError | None) -> None:
         """Note that the attempt ended with an error and a retry is planned; raise to prevent the retry.
 
-        `never_executed` means that no attempt of the call can have been executed so far.
+        `in_doubt_error` is the error of an attempt of the call that may have changed something, if there is
+        one.
         """
         ...
 
     def attempt_interrupted(self, result: Any) -> None:
-        """Note the response or error of an attempt during which the call is cancelled."""
+        """Note the result of an attempt during which the call is cancelled.
+
+        `result` is a response, or the error of the call; a `NotSentError` means that the attempt wasn't sent.
+        """
         ...
 
 

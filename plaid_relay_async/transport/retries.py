@@ -111,7 +111,7 @@ class Retries:
         # If the task is cancelled during the wait, this is the call's outcome.
         call.result_if_cancelled = call.error_of_call(error)
         if call.gate is not None:
-            call.gate.prepare_retry(error, never_executed=call.in_doubt_error is None)
+            call.gate.prepare_retry(error, in_doubt_error=call.in_doubt_error)
         self._report_retry(call, error, wait)
         if declined:
             wait = 0.0  # the throttle applies it, to all calls of the operation

@@ -161,6 +161,24 @@ async def test_a_call_that_connects_when_the_drain_ends_is_not_attempted():
 # ---------------------------------------------------------------------------------- pauses and rate limits
 
 
+async def test_an_attempt_that_connects_when_the_drain_ends_counts():
+    """The outcome is that of the attempt before, and the number of attempts includes both."""
+
+    async def reject_first(reader, writer):
+        if len(accepted) > 1:
+            await stay_silent(reader, writer)
+
+    async with (
+        serving(reject_first, "https") as (url, accepted),
+        RelayClient(OWNER, base_url=url, timeouts=Timeouts(drain=0.05), retry=QUICK) as client,
+    ):
+        async with client.relay.create_many([RelayCreateRequest(["report"], "partner")]) as outcomes:
+            await wait_until_async(lambda: len(accepted) > 1)
+        (failed,) = outcomes.result.failed
+        assert (type(failed.error), failed.attempts, failed.error.sent) == (NotSentError, 2, False)
+        assert client.statistics().attempts == {"not_sent": 1, "cancelled": 1}
+
+
 async def test_waiting_for_a_rate_limit_is_queueing(plaid):
     """In a batch, declined attempts count against neither the attempts nor the deadline of a request."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=30))
@@ -302,7 +320,7 @@ async def test_an_attempt_in_doubt_is_recorded_before_its_pair_is_looked_up_agai
 
 
 async def test_a_request_that_is_not_attempted_may_have_a_recorded_outcome(plaid, client):
-    """A request of a stopped report is looked up if its pair was assumed to be new; without an outcome, it fails."""
+    """A skipped request is looked up if its pair was assumed to be new; without an outcome, it fails."""
 
     class AssumesNew(BreakingJournal):
         recorded = None

@@ -149,7 +149,7 @@ async def test_an_input_that_raises_stops_the_batch(plaid, client, asynchronous)
             yield row
 
     batch = client.relay.create_many(later() if asynchronous else rows())
-    with pytest.raises(BatchStoppedError, match="raised LookupError") as caught:
+    with pytest.raises(BatchStoppedError, match="LookupError was raised") as caught:
         await batch
     assert isinstance(caught.value.__cause__, LookupError)
     assert caught.value.result is batch.result

@@ -370,7 +370,7 @@ async def test_no_retry_starts_after_the_batch_is_left(plaid):
         await gate.start_attempt()
         started.set()
         await asyncio.sleep(0.02)
-        gate.prepare_retry(RateLimitError("no", status=429), never_executed=True)
+        gate.prepare_retry(RateLimitError("no", status=429), in_doubt_error=None)
         raise AssertionError("prepare_retry() forbids the next attempt")
 
     async with batch_of(

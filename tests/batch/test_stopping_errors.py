@@ -188,7 +188,7 @@ async def test_a_success_resets_the_errors_of_a_report(plaid, client):
 
 
 async def test_a_report_resumes_if_a_request_in_flight_succeeds():
-    """A success after the report has stopped, as when it becomes ready, lifts the stop."""
+    """A success after the requests for a report have stopped, as when it becomes ready, lifts the stop."""
     unsent, ready = asyncio.Event(), asyncio.Event()
 
     async def create(request, gate):
@@ -227,15 +227,15 @@ async def test_several_reports_of_one_request_are_stopped_together(plaid, client
 
 
 @pytest.mark.parametrize(
-    ("error", "never_executed", "kind"),
+    ("error", "kind"),
     [
-        (NotSentError("no connection"), True, Failed),
-        (RateLimitError("later", status=429), True, Failed),
-        (OutcomeUnknownError("lost"), False, Unknown),
+        (NotSentError("no connection"), Failed),
+        (RateLimitError("later", status=429), Failed),
+        (OutcomeUnknownError("lost"), Unknown),
     ],
     ids=["not sent", "declined", "in doubt"],
 )
-async def test_no_retry_starts_after_the_report_has_stopped(error, never_executed, kind):
+async def test_no_retry_starts_after_the_requests_for_the_report_have_stopped(error, kind):
     """A call that may be attempted again fails with the report's error; a call in doubt stays unknown."""
     stopped, outcomes = asyncio.Event(), []
 
@@ -243,7 +243,7 @@ async def test_no_retry_starts_after_the_report_has_stopped(error, never_execute
         await gate.start_attempt()
         if request.secondary_client_id == "partner-0":
             await stopped.wait()
-            gate.prepare_retry(error, never_executed=never_executed)
+            gate.prepare_retry(error, in_doubt_error=error if kind is Unknown else None)
         raise InvalidRequestError("no", status=400, error_code="INVALID_ASSET_REPORT_TOKEN")
 
     def count(outcome):
@@ -260,7 +260,7 @@ async def test_no_retry_starts_after_the_report_has_stopped(error, never_execute
     assert message in str(last.error if kind is Failed else last.error.__cause__)
 
 
-async def test_the_memory_of_stopped_reports_is_bounded():
+async def test_the_memory_of_report_errors_is_bounded():
     """Of many wrong reports only the latest ones are remembered, without their tokens."""
 
     async def create(request, gate):

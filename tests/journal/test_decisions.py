@@ -19,7 +19,7 @@ from plaid_relay_async.journal.decisions import (
 from plaid_relay_async.journal.schema import CreationState
 
 
-def row(state, *, run=1, number=1, token="t", claim=True, error=None):
+def row(state, *, run=1, number=1, token="t", holds_pair=True, error=None):
     return Row(
         id=number,
         run_id=run,
@@ -27,8 +27,8 @@ def row(state, *, run=1, number=1, token="t", claim=True, error=None):
         partner="p",
         state=state,
         current=True,
-        claim=claim,
-        holder_id=1,
+        holds_pair=holds_pair,
+        worker_id=1,
         begun_at=None,
         ended_at=None,
         attempts=1,
@@ -42,7 +42,7 @@ def row(state, *, run=1, number=1, token="t", claim=True, error=None):
     )
 
 
-STARTABLE = row(CreationState.FAILED, claim=False, error="NotSentError")
+STARTABLE = row(CreationState.FAILED, holds_pair=False, error="NotSentError")
 OTHER_RUN = row(CreationState.UNKNOWN, run=2, number=2)
 OWN = row(CreationState.UNKNOWN)
 
@@ -53,10 +53,10 @@ OWN = row(CreationState.UNKNOWN)
         (None, None, False, False, False, StartAttempt()),
         (STARTABLE, None, False, False, False, StartAttempt(STARTABLE)),
         (evolve(STARTABLE, error="InvalidRequestError"), None, True, False, False, "serve own"),
-        (evolve(OWN, claim=False), None, False, False, False, "serve own"),
-        (evolve(OWN, claim=False), None, True, False, False, "retire own"),
-        (row(CreationState.HELD_ELSEWHERE, claim=False), None, False, False, False, "start in own"),
-        (row(CreationState.CREATED, claim=False), None, False, False, False, "serve own"),
+        (evolve(OWN, holds_pair=False), None, False, False, False, "serve own"),
+        (evolve(OWN, holds_pair=False), None, True, False, False, "retire own"),
+        (row(CreationState.HELD_ELSEWHERE, holds_pair=False), None, False, False, False, "start in own"),
+        (row(CreationState.CREATED, holds_pair=False), None, False, False, False, "serve own"),
         (None, row(CreationState.INTENT, run=2), True, True, False, WaitForOther()),
         (None, row(CreationState.INTENT, run=2), True, False, True, WaitForOther()),
         (None, row(CreationState.INTENT, run=2), False, False, True, "serve holding"),
@@ -64,28 +64,28 @@ OWN = row(CreationState.UNKNOWN)
         (OWN, OWN, True, False, False, "retire holding"),
         (STARTABLE, OTHER_RUN, True, False, False, StartAttempt(STARTABLE, (OTHER_RUN,))),
         (
-            evolve(OWN, claim=False),
+            evolve(OWN, holds_pair=False),
             OTHER_RUN,
             True,
             False,
             False,
-            StartAttempt(retire=(OTHER_RUN, evolve(OWN, claim=False))),
+            StartAttempt(retire=(OTHER_RUN, evolve(OWN, holds_pair=False))),
         ),
         (None, row(CreationState.REMOVING, run=2), False, False, False, "refuse"),
         (None, row(CreationState.REMOVING), True, False, False, "refuse"),
         (None, row(CreationState.REMOVING, run=2), False, True, False, WaitForOther()),
         (
-            row(CreationState.REMOVING, claim=False),
+            row(CreationState.REMOVING, holds_pair=False),
             row(CreationState.CREATED, run=2),
             False,
             True,
             False,
             WaitForOther(),
         ),
-        (row(CreationState.INTENT, claim=False), None, False, False, False, "serve own"),
-        (row(CreationState.INTENT, claim=False), None, True, False, False, "retire own"),
+        (row(CreationState.INTENT, holds_pair=False), None, False, False, False, "serve own"),
+        (row(CreationState.INTENT, holds_pair=False), None, True, False, False, "retire own"),
         (
-            row(CreationState.INTENT, claim=False),
+            row(CreationState.INTENT, holds_pair=False),
             row(CreationState.REMOVING, run=2),
             False,
             False,
@@ -93,14 +93,14 @@ OWN = row(CreationState.UNKNOWN)
             "refuse",
         ),
         (
-            row(CreationState.INTENT, claim=False),
+            row(CreationState.INTENT, holds_pair=False),
             row(CreationState.CREATED, number=2),
             True,
             False,
             True,
             "serve holding",
         ),
-        (row(CreationState.REMOVED, claim=False), None, False, False, False, "retire own"),
+        (row(CreationState.REMOVED, holds_pair=False), None, False, False, False, "retire own"),
     ],
 )
 def test_the_decision_on_a_pair(own, holding, retry, in_progress, maybe_in_flight, decision):
@@ -121,7 +121,7 @@ def test_the_decision_on_a_pair(own, holding, retry, in_progress, maybe_in_fligh
         assert actual == (decisions[decision] if isinstance(decision, str) else decision)
 
 
-@pytest.mark.parametrize("own", [evolve(OWN, claim=False), row(CreationState.INTENT, claim=False)])
+@pytest.mark.parametrize("own", [evolve(OWN, holds_pair=False), row(CreationState.INTENT, holds_pair=False)])
 def test_the_runs_own_doubt_is_not_ignored_for_another_token(own):
     """on_existing="create" is about tokens: an attempt in doubt isn't replaced without retry_unknown."""
     others = row(CreationState.CREATED, run=2, number=2)
@@ -151,24 +151,24 @@ def test_a_token_that_cannot_be_returned_counts_until_it_is_removed(state):
             assert isinstance(decide_for(token, token, on_existing, **settings), RejectDuplicate)
         assert isinstance(decide_for(None, evolve(token, run_id=2), **settings), RejectDuplicate)
         assert isinstance(
-            decide_for(evolve(token, claim=False), others, "create", **settings), RejectDuplicate
+            decide_for(evolve(token, holds_pair=False), others, "create", **settings), RejectDuplicate
         )
     assert decide_for(None, evolve(token, run_id=2), "create") == StartAttempt(
         retire=(evolve(token, run_id=2),)
     )
-    assert decide_for(evolve(token, claim=False), others) == ServeRecorded(others)
+    assert decide_for(evolve(token, holds_pair=False), others) == ServeRecorded(others)
 
 
 def test_a_doubt_that_may_be_in_flight_is_waited_for():
     """This also applies if another run's token holds the pair."""
-    own, others = row(CreationState.INTENT, claim=False), row(CreationState.CREATED, run=2, number=2)
+    own, others = row(CreationState.INTENT, holds_pair=False), row(CreationState.CREATED, run=2, number=2)
     assert decide_for(own, others, "create", retry_unknown=True, maybe_in_flight=True) == WaitForOther()
     assert decide_for(own, others, "create", retry_unknown=True) == StartAttempt(retire=(others, own))
 
 
 def test_a_permanent_failure_is_returned_until_retry_failed():
     """It is attempted again only with retry_failed, and not while the pair is in doubt."""
-    failed = row(CreationState.FAILED, error="InvalidRequestError", claim=False)
+    failed = row(CreationState.FAILED, error="InvalidRequestError", holds_pair=False)
     others = row(CreationState.CREATED, run=2, number=2)
     assert decide_for(failed, None) == decide_for(failed, others, "create") == ServeRecorded(failed)
     assert decide_for(failed, None, retry_failed=True) == StartAttempt(failed)

@@ -38,7 +38,7 @@ async def test_an_intent_on_a_changed_row_loses_the_race(client, report, url):
         for intent in (
             RecordIntent(writer.row_values(pair, "p", None), (changed,)),
             RecordIntent(writer.row_values(pair, "p", row)),
-            RecordRemovalIntent(evolve(row, holder_id=0)),
+            RecordRemovalIntent(evolve(row, worker_id=0)),
         ):
             assert await writer.submit(intent) == LostRace()
         assert (await journal.status("x")).counts == {"created": 1}

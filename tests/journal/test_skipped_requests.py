@@ -1,4 +1,4 @@
-"""Requests of a report that a batch has stopped, in the journal."""
+"""Requests that a batch skips after errors of their report, in the journal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
 NOT_READY = {"error_type": "ASSET_REPORT_ERROR", "error_code": "PRODUCT_NOT_READY"}
 
 
-async def test_a_resumed_run_sends_what_a_stopped_report_left(plaid, client, report, url):
-    """Requests of a stopped report stay not attempted, and are sent once the report is ready."""
+async def test_a_resumed_run_sends_skipped_requests(plaid, client, report, url):
+    """Skipped requests stay not attempted, and are sent once the report is ready."""
     plaid.fail(Fault(path=CREATE, status=400, body=NOT_READY))
     async with Journal(url, run="x", key=KEY) as journal:
         stopped = await client.relay.create_many(
@@ -37,7 +37,7 @@ async def test_a_resumed_run_sends_what_a_stopped_report_left(plaid, client, rep
     assert len(plaid.ledger) == 30
 
 
-async def test_a_stopped_report_does_not_hide_recorded_tokens(plaid, client, report, url):
+async def test_skipped_requests_hide_no_recorded_tokens(plaid, client, report, url):
     """Recorded tokens are returned, even behind very many new pairs, and hide no error of the report."""
     rows = [*creation_requests(report, 250)]
     recorded = [*rows[1:20:2], *rows[-20:]]
@@ -54,7 +54,7 @@ async def test_a_stopped_report_does_not_hide_recorded_tokens(plaid, client, rep
         assert (await journal.status("x")).counts == {"created": 30, "failed": 3, "not_attempted": 217}
 
 
-async def test_unknown_pairs_of_a_stopped_report_stay_unknown(plaid, client, report, url):
+async def test_unknown_pairs_of_skipped_requests_stay_unknown(plaid, client, report, url):
     """With `retry_unknown`, pairs that aren't sent are recorded as unknown, with the error as cause."""
     plaid.fail(Fault(path=CREATE, status=500, when="after"))
     async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:

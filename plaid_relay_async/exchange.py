@@ -358,7 +358,7 @@ class _CachedKeyRequest(aiohttp.ClientRequest):
     # aiohttp computes the key each time that a request is sent; this class does it once. A request is never
     # changed after it was prepared.
     @cached_property
-    def connection_key(self) -> ConnectionKey:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def connection_key(self) -> ConnectionKey:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().connection_key
 
 

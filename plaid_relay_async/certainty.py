@@ -49,6 +49,7 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     # After `error_of_call`, `sent` is also True if only an earlier attempt was sent. These two classes show
     # that the last attempt wasn't. A ClientClosedError or a ConfigurationError with such a `sent` is classed
     # as DEFINITIVE, which has the same effect as NOT_SENT, because neither is retried.
+    # `sent` is None only in an OutcomeUnknownError, and in errors that aren't those of an attempt.
     if isinstance(error, NotSentError | WaitTooLongError) or not error.sent:
         return Certainty.NOT_SENT
     # In most cases a ResponseDecodeError: the attempt was executed, and a repeat can't show more.

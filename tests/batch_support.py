@@ -9,6 +9,7 @@ from support import PARTNER, RecordingJournal
 
 from plaid_relay_async import Created, RelayClient, RelayCreateRequest, Unknown
 from plaid_relay_async.batch import Batch, BatchSettings
+from plaid_relay_async.cancellation import DrainTracker
 
 if TYPE_CHECKING:
     from plaid_relay_async.simulator import Simulator
@@ -20,7 +21,8 @@ def batch_of(
     operation: Any, requests: Any, send: Any, *, drain_timeout: float, **options: Any
 ) -> Batch[Any, Any]:
     """Return a batch that calls a function for each request, without a client."""
-    return Batch(operation, requests, send, BatchSettings(**options), drain_timeout=drain_timeout)
+    settings, drains = BatchSettings(**options), DrainTracker()
+    return Batch(operation, requests, send, settings, drain_timeout=drain_timeout, drains=drains)
 
 
 def partner_names(count: int) -> list[str]:

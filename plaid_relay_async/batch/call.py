@@ -100,9 +100,9 @@ class TrackedCall(Generic[OutcomeT]):
     async def run(self) -> None:
         """Make the call, record its outcome if there is a journal, and set `outcome`.
 
-        A recorder loses a race if another call has changed the pair before an intent is recorded. If the pair
-        was assumed to be new, it also does if the request isn't attempted, because the pair may already have
-        an outcome. The next recorder looks the pair up.
+        A recorder loses a race in two cases: another call has changed the pair before an intent is recorded;
+        or the journal skipped the look-up of the pair, and the request isn't attempted, so only a look-up can
+        tell whether the pair has an outcome. The next recorder looks the pair up.
         """
         if self.acquire_recorder is None:
             await self._send()
@@ -185,12 +185,12 @@ class TrackedCall(Generic[OutcomeT]):
             if outcome is not None:
                 self.outcome = evolve(outcome, journalled=recorder.journalled)
 
-    # ------------------------------------------------------------------------------- the transport's gate
-
     @property
     def must_drain(self) -> bool:
         """Whether the call must be waited for when sending stops; otherwise it is cancelled."""
         return self.phase is not Phase.WAITING
+
+    # ------------------------------------------------------------------------------- the transport's gate
 
     @property
     def in_doubt(self) -> bool:
@@ -281,7 +281,7 @@ class TrackedCall(Generic[OutcomeT]):
             self._set_outcome(self.received_response)
             return
         if self.phase is Phase.IN_FLIGHT:
-            self.last_error = self.operation.abandoned_error(self.attempts)
+            self.last_error = self.operation.interrupted_error()
         if self.last_error is not None:
             self.end_with_error(self.last_error)
 

@@ -107,9 +107,13 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
             outcome = Unknown(error=error, **attributes)
         return outcome  # type: ignore[no-any-return]
 
-    def abandoned_error(self, attempts: int) -> PlaidRelayError:
-        """Return the error of a call that was abandoned during an attempt, without a result."""
-        return self._lost_response_error("the batch ended before a response arrived", attempts=attempts)
+    def interrupted_error(self) -> PlaidRelayError:
+        """Return the error of a call that was cancelled during an attempt whose result is not known.
+
+        The transport reports the result (`AttemptGate.attempt_interrupted`), except that of a large report
+        that a thread is decoding.
+        """
+        return self._lost_response_error("the call was cancelled before its response was processed")
 
     def unexpected_error(self, error: BaseException) -> PlaidRelayError:
         """Return the error of a call that raised something other than a `PlaidRelayError`.

@@ -34,9 +34,10 @@ class CallContext:
 
 
 class LostRaceError(Exception):
-    """Another call has changed the pair since its look-up, or the pair was assumed to be new without one.
+    """Only a new look-up of the pair can decide what happens to the call: acquire a new recorder.
 
-    Acquire a new recorder.
+    Another call has changed the pair since its look-up. Or the journal skipped the look-up, because it
+    assumed that the pair is new, and either it isn't, or the request isn't attempted.
     """
 
 
@@ -72,9 +73,10 @@ class CallRecorder(Protocol):
         ...
 
     def record_outcome(self, outcome: Any) -> Awaitable[object]:
-        """Record the outcome, durable once awaited; `None` means that the request isn't attempted.
+        """Record the outcome, durable once awaited; `None` records the request as not attempted.
 
-        Only the recorder of a creation receives `None`: when the requests for its report have stopped. The
+        Only the recorder of a creation receives `None`: when the requests for its report have stopped, and
+        none of its attempts was executed. The caller receives a `Failed`, and a later run makes the call. The
         awaitable may then raise `LostRaceError`. Any other error stops the batch.
         """
         ...
@@ -91,7 +93,7 @@ class JournalProtocol(Protocol):
     """A durable record of creations and removals; `plaid_relay_async.journal.Journal` is one."""
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> CallRecorder:
-        """Return a recorder for a request; wait while another call for the same pair is in progress.
+        """Return a recorder for a request; wait while another call is in progress for the same pair.
 
         Raises:
             NotSentError: the client ID isn't available; the call fails. Any other error stops the batch.

@@ -22,7 +22,6 @@ from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedC
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
 from plaid_relay_async.batch.stopping import Sending
-from plaid_relay_async.cancellation import DrainTracker
 from plaid_relay_async.errors import (
     BatchStoppedError,
     DuplicateRequestError,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.batch.operations import BatchOperation
     from plaid_relay_async.batch.options import BatchSettings
+    from plaid_relay_async.cancellation import DrainTracker
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         settings: BatchSettings[OutcomeT],
         *,
         drain_timeout: float,
-        drains: DrainTracker | None = None,
+        drains: DrainTracker,
         request_from_token: Callable[[Any], Any] | None = None,
         acquire_recorder: AcquireRecorder | None = None,
     ) -> None:
@@ -82,7 +82,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
             drain_timeout,
-            DrainTracker() if drains is None else drains,
+            drains,
             operation.report_identity,
             self._reader,
             self.result,

@@ -29,7 +29,7 @@ _MAX_TRACKED_REPORTS: Final = 256
 
 
 class DrainableCall(Protocol):
-    """A call that a drain may have to wait for."""
+    """A `TrackedCall`, as far as a drain needs it; `batch/call` imports this module."""
 
     @property
     def must_drain(self) -> bool:

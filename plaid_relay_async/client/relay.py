@@ -285,10 +285,10 @@ class Relay(OperationGroup):
             drain_timeout=self._drain,
             drains=self._transport.drains,
             request_from_token=request_from_token,
-            acquire_recorder=None if journal is None else self._acquire_recorder(journal, total),
+            acquire_recorder=None if journal is None else self._recorder_function(journal, total),
         )
 
-    def _acquire_recorder(
+    def _recorder_function(
         self, journal: JournalProtocol, total: float | None, **overrides: bool | None
     ) -> AcquireRecorder:
         """Return a function that acquires a journal's recorder for a request."""
@@ -318,7 +318,7 @@ class Relay(OperationGroup):
             request,
             partial(self._transport.call, operation.endpoint, timeout=timeout, retry=retry),
             Sending(self._drain, self._transport.drains),
-            self._acquire_recorder(journal, total, **overrides),
+            self._recorder_function(journal, total, **overrides),
             bulk=False,
             started_at=asyncio.get_running_loop().time(),
         )

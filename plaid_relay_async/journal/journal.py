@@ -279,7 +279,8 @@ class Journal:
     ) -> CreationRecorder | RemovalRecorder | NullRecorder:
         """Return a recorder for a creation or a removal; for clients and batches.
 
-        It waits while another call, in any process, is in progress for the same pair.
+        It waits while another call is in progress for the same pair: in this process and, unless the pair is
+        assumed to be new, in any other.
 
         Args:
             request: the request of the call.

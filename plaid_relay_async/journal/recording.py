@@ -490,7 +490,9 @@ class CreationRecorder(_PairRecorder):
         """
         assert self.insert is not None  # noqa: S101  # a recorded outcome needs no attempt
         if self.assumed_new and not self.insert.skip:
-            self.insert.skip = True  # not written, because the pair is looked up now
+            # Without an intent (`record_intent` sets `skip` as well), the look-up decides. The row needn't be
+            # written, and if it is already, the look-up finds it.
+            self.insert.skip = True
             raise self.coordinator.lost_race_error()
         if self._open_intent is not None:
             await self._submit_outcome(self._undo_command())

@@ -51,7 +51,7 @@ async def test_a_call_without_a_result_is_unknown(plaid):
     ) as outcomes:
         await asyncio.sleep(0.01)
     (unknown,) = outcomes.result.unknown
-    assert "the batch ended before a response" in str(unknown.error)
+    assert "the call was cancelled before its response" in str(unknown.error)
 
 
 async def test_an_unexpected_error_during_a_call_is_unknown(plaid):

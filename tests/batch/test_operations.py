@@ -120,7 +120,7 @@ async def test_the_outcome_of_a_call_without_a_result(operation, request_of, out
     (failed,) = all_outcomes(await batch_of(operation, rows, fail, concurrency=1, drain_timeout=1))
     assert [type(o) for o in (cancelled, failed)] == [outcome] * 2
     assert [type(o.error) for o in (cancelled, failed)] == [error] * 2
-    assert "the batch ended before a response" in str(cancelled.error)
+    assert "the call was cancelled before its response" in str(cancelled.error)
     assert isinstance(failed.error.__cause__, ZeroDivisionError)
     if outcome is Unknown:
         assert cancelled.error.advice == failed.error.advice == REMOVALS.advice

@@ -54,7 +54,10 @@ MAP = {
     ),
     "outcomes": AllowedImports((*GROUND_FLOOR, "models"), ("attrs",)),
     "batch": AllowedImports((*GROUND_FLOOR, "cancellation", "config", "models", "outcomes"), ("attrs",)),
-    "client": AllowedImports(CORE, ("aiohttp", "attrs")),
+    "webhooks": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "config", "models", "codec"), ("attrs", "cryptography", "jwt")
+    ),
+    "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
@@ -115,6 +118,7 @@ LAZY_MODULES = (
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",
     f"{PACKAGE}.gateway",
+    f"{PACKAGE}.webhooks",
 )
 
 

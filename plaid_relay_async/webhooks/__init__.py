@@ -1,0 +1,32 @@
+"""Webhooks: the verification of those that Plaid sends, without I/O.
+
+It requires the extra `webhooks`. `RelayClient.webhooks` looks up the keys as well.
+
+See https://plaid.com/docs/api/webhooks/webhook-verification/.
+"""
+
+try:
+    from plaid_relay_async.webhooks.errors import (
+        RawBodyRequiredError,
+        RefusalReason,
+        StaleWebhookError,
+        WebhookError,
+        WebhookRefusedError,
+    )
+    from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.verification import verify
+    from plaid_relay_async.webhooks.verified import VerifiedWebhook
+except ModuleNotFoundError as error:
+    message = f"webhooks need {error.name}: pip install 'plaid_relay_async[webhooks]'"
+    raise ModuleNotFoundError(message, name=error.name) from None
+
+__all__ = [
+    "RawBodyRequiredError",
+    "RefusalReason",
+    "StaleWebhookError",
+    "VerificationKey",
+    "VerifiedWebhook",
+    "WebhookError",
+    "WebhookRefusedError",
+    "verify",
+]

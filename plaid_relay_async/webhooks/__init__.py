@@ -1,4 +1,4 @@
-"""Webhooks: the verification of those that Plaid sends, without I/O.
+"""Webhooks: those that Plaid sends are verified, and become events, without I/O.
 
 It requires the extra `webhooks`. `RelayClient.webhooks` looks up the keys as well.
 
@@ -6,6 +6,20 @@ See https://plaid.com/docs/api/webhooks/webhook-verification/.
 """
 
 try:
+    from plaid_relay_async.models.webhooks import (
+        AssetsErrorWebhook,
+        AssetsProductReadyWebhook,
+        ItemErrorWebhook,
+        ItemLoginRepairedWebhook,
+        NewAccountsAvailableWebhook,
+        PendingDisconnectWebhook,
+        PendingExpirationWebhook,
+        UnknownWebhook,
+        UserAccountRevokedWebhook,
+        UserPermissionRevokedWebhook,
+        WebhookEvent,
+        WebhookUpdateAcknowledgedWebhook,
+    )
     from plaid_relay_async.webhooks.errors import (
         RawBodyRequiredError,
         RefusalReason,
@@ -14,6 +28,7 @@ try:
         WebhookRefusedError,
     )
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
 except ModuleNotFoundError as error:
@@ -21,12 +36,25 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from None
 
 __all__ = [
+    "AssetsErrorWebhook",
+    "AssetsProductReadyWebhook",
+    "ItemErrorWebhook",
+    "ItemLoginRepairedWebhook",
+    "NewAccountsAvailableWebhook",
+    "PendingDisconnectWebhook",
+    "PendingExpirationWebhook",
     "RawBodyRequiredError",
     "RefusalReason",
     "StaleWebhookError",
+    "UnknownWebhook",
+    "UserAccountRevokedWebhook",
+    "UserPermissionRevokedWebhook",
     "VerificationKey",
     "VerifiedWebhook",
     "WebhookError",
+    "WebhookEvent",
     "WebhookRefusedError",
+    "WebhookUpdateAcknowledgedWebhook",
+    "parse",
     "verify",
 ]

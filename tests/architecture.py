@@ -63,7 +63,7 @@ MAP = {
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
-    "simulator": AllowedImports((), ("aiohttp", "attrs")),
+    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
     "gateway": AllowedImports(
         (
             *GROUND_FLOOR,

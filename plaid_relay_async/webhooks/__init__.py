@@ -1,4 +1,4 @@
-"""Webhooks: those that Plaid sends are verified, and become events, without I/O.
+"""Webhooks: those that Plaid sends are verified, and become events.
 
 It requires the extra `webhooks`. `RelayClient.webhooks` looks up the keys as well.
 
@@ -25,6 +25,7 @@ try:
         RefusalReason,
         StaleWebhookError,
         WebhookError,
+        WebhookKeyLookupError,
         WebhookRefusedError,
     )
     from plaid_relay_async.webhooks.keys import VerificationKey
@@ -53,6 +54,7 @@ __all__ = [
     "VerifiedWebhook",
     "WebhookError",
     "WebhookEvent",
+    "WebhookKeyLookupError",
     "WebhookRefusedError",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",

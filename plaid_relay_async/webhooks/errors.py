@@ -6,7 +6,8 @@
     └── WebhookError
         ├── RawBodyRequiredError     the caller passed a parsed body: pass the bytes (also a TypeError)
         ├── WebhookRefusedError      the webhook isn't authentic: see its `reason`
-        └── StaleWebhookError        the webhook is authentic, and older than the tolerance
+        ├── StaleWebhookError        the webhook is authentic, and older than the tolerance
+        └── WebhookKeyLookupError    the key couldn't be looked up, so nothing is known: try again
 
 No text contains a part of the body, of the token or of its headers: an attacker chose them, or they are
 confidential.
@@ -139,3 +140,14 @@ class StaleWebhookError(WebhookError):
     def __init__(self, webhook: VerifiedWebhook, age: float) -> None:
         super().__init__("the webhook is authentic, and older than the tolerance", age=age)
         self.webhook = webhook
+
+
+class WebhookKeyLookupError(WebhookError):
+    """The key of a webhook couldn't be looked up, so it isn't known whether the webhook is authentic.
+
+    The `__cause__` is the error of the look-up. There is none if it wasn't tried, because too many webhooks
+    name keys that don't exist.
+    """
+
+    response_status = 503
+    advice = "Respond with status 503, so that Plaid sends it again, and don't process it."

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from attrs import field, frozen
 
-from plaid_relay_async.codec import unique_members
+from plaid_relay_async.codec.unique_members import unique_members
 from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.webhooks.errors import RefusalReason, WebhookRefusedError
 

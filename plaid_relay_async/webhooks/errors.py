@@ -16,7 +16,7 @@ confidential.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from plaid_relay_async.errors import PlaidRelayError
 
@@ -115,10 +115,10 @@ class WebhookRefusedError(WebhookError):
     reason: RefusalReason = RefusalReason.NO_HEADER
     advice = "Respond with status 400, and don't process it."
 
-    def __init__(self, reason: RefusalReason, **attributes: Any) -> None:
-        super().__init__(
-            f"the webhook is refused ({reason}): {reason.explanation}", reason=reason, **attributes
-        )
+    @classmethod
+    def of(cls, reason: RefusalReason) -> Self:
+        """Return the error for a reason."""
+        return cls(f"the webhook is refused ({reason}): {reason.explanation}", reason=reason)
 
 
 class StaleWebhookError(WebhookError):
@@ -137,9 +137,12 @@ class StaleWebhookError(WebhookError):
     age: float = 0.0
     advice = "Process it only if a durable store shows that it is new."
 
-    def __init__(self, webhook: VerifiedWebhook, age: float) -> None:
-        super().__init__("the webhook is authentic, and older than the tolerance", age=age)
-        self.webhook = webhook
+    @classmethod
+    def of(cls, webhook: VerifiedWebhook, age: float) -> Self:
+        """Return the error for a webhook and its age."""
+        error = cls("the webhook is authentic, and older than the tolerance", age=age)
+        error.webhook = webhook
+        return error
 
 
 class WebhookKeyLookupError(WebhookError):

@@ -38,10 +38,10 @@ class VerificationKey:
             WebhookRefusedError: it isn't a P-256 key for ES256 signatures, or isn't a point of that curve.
         """
         if (jwk.kty, jwk.crv, jwk.alg, jwk.use) != ("EC", "P-256", "ES256", "sig"):
-            raise WebhookRefusedError(RefusalReason.UNSUITABLE_KEY)
+            raise WebhookRefusedError.of(RefusalReason.UNSUITABLE_KEY)
         public_key = _public_key_of(jwk)
         if public_key is None:
-            raise WebhookRefusedError(RefusalReason.INVALID_POINT)
+            raise WebhookRefusedError.of(RefusalReason.INVALID_POINT)
         return cls(jwk.kid, jwk.expired_at, public_key)
 
     def is_expired(self, now: float) -> bool:

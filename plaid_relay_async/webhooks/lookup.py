@@ -106,7 +106,7 @@ class KeyCache:
         if isinstance(result, PlaidRelayError):
             raise WebhookKeyLookupError("the look-up of a webhook's key failed", sent=result.sent) from result
         if isinstance(result, RefusalReason):
-            raise WebhookRefusedError(result)
+            raise WebhookRefusedError.of(result)
         return result
 
     def _start_lookup(
@@ -150,5 +150,5 @@ class KeyCache:
 def _to_key(jwk: JWKPublicKey, key_id: str) -> VerificationKey:
     key = VerificationKey.from_jwk(jwk)
     if key.key_id != key_id:
-        raise WebhookRefusedError(RefusalReason.UNSUITABLE_KEY)
+        raise WebhookRefusedError.of(RefusalReason.UNSUITABLE_KEY)
     return key

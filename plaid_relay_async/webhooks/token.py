@@ -63,7 +63,7 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
     """
     token = _find_header(headers)
     if len(token) > _MAX_TOKEN_LENGTH:
-        raise WebhookRefusedError(RefusalReason.HEADER_TOO_LONG)
+        raise WebhookRefusedError.of(RefusalReason.HEADER_TOO_LONG)
     try:
         head, claims, signature = token.split(".")
         key_id = _check_header(read_object(_decode_segment(head)))
@@ -73,7 +73,7 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
     except (ValueError, RecursionError):
         pass
     # Raised outside the handler, because the text of the original error may quote the token.
-    raise WebhookRefusedError(RefusalReason.MALFORMED_TOKEN)
+    raise WebhookRefusedError.of(RefusalReason.MALFORMED_TOKEN)
 
 
 def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
@@ -82,10 +82,10 @@ def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
     pairs: Any = headers if items is None else items()
     values = [_to_text(value) for name, value in pairs if _to_text(name).lower() == _HEADER_NAME]
     if not values:
-        raise WebhookRefusedError(RefusalReason.NO_HEADER)
+        raise WebhookRefusedError.of(RefusalReason.NO_HEADER)
     # WSGI servers, and with them Django, join headers of the same name with a comma.
     if len(values) > 1 or "," in values[0]:
-        raise WebhookRefusedError(RefusalReason.SEVERAL_HEADERS)
+        raise WebhookRefusedError.of(RefusalReason.SEVERAL_HEADERS)
     return values[0]
 
 
@@ -124,15 +124,15 @@ def read_object(data: bytes) -> dict[str, Any]:
 def _check_header(header: dict[str, Any]) -> str:
     """Return the key ID."""
     if header.get("alg") != "ES256":
-        raise WebhookRefusedError(RefusalReason.WRONG_ALGORITHM)
+        raise WebhookRefusedError.of(RefusalReason.WRONG_ALGORITHM)
     for members, reason in (
         (_KEY_MEMBERS, RefusalReason.KEY_IN_HEADER),
         (_KEY_URL_MEMBERS, RefusalReason.KEY_URL_IN_HEADER),
         (_CRITICAL_MEMBERS, RefusalReason.CRITICAL_HEADER),
     ):
         if members & header.keys():
-            raise WebhookRefusedError(reason)
+            raise WebhookRefusedError.of(reason)
     key_id = header.get("kid")
     if not isinstance(key_id, str) or not _KEY_ID_FORMAT.fullmatch(key_id):
-        raise WebhookRefusedError(RefusalReason.INVALID_KEY_ID)
+        raise WebhookRefusedError.of(RefusalReason.INVALID_KEY_ID)
     return key_id

@@ -103,7 +103,7 @@ def verify(
     token = read_token(headers)
     key = next((key for key in keys if key.key_id == token.key_id), None)
     if key is None:
-        raise WebhookRefusedError(RefusalReason.UNKNOWN_KEY)
+        raise WebhookRefusedError.of(RefusalReason.UNKNOWN_KEY)
     return verify_token(body, token, key, settings, time.time() if now is None else now)
 
 
@@ -119,20 +119,20 @@ def verify_token(
 ) -> VerifiedWebhook:
     """Verify a webhook whose token was read, and whose key was looked up; see `verify`."""
     if key.is_expired(now):
-        raise WebhookRefusedError(RefusalReason.EXPIRED_KEY)
+        raise WebhookRefusedError.of(RefusalReason.EXPIRED_KEY)
     if not key.has_signed(token.signed, token.signature):
-        raise WebhookRefusedError(RefusalReason.WRONG_SIGNATURE)
+        raise WebhookRefusedError.of(RefusalReason.WRONG_SIGNATURE)
     issued_at, expected_hash = _read_claims(token.claims)
     body_hash = hashlib.sha256(body).hexdigest()
     if not hmac.compare_digest(body_hash, expected_hash):
-        raise WebhookRefusedError(RefusalReason.OTHER_BODY)
+        raise WebhookRefusedError.of(RefusalReason.OTHER_BODY)
     if not _is_of_environment(body, settings.environment):
-        raise WebhookRefusedError(RefusalReason.OTHER_ENVIRONMENT)
+        raise WebhookRefusedError.of(RefusalReason.OTHER_ENVIRONMENT)
     if issued_at > now + settings.skew:
-        raise WebhookRefusedError(RefusalReason.ISSUED_IN_FUTURE)
+        raise WebhookRefusedError.of(RefusalReason.ISSUED_IN_FUTURE)
     webhook = VerifiedWebhook(body, body_hash, issued_at)
     if now - issued_at > settings.tolerance:
-        raise StaleWebhookError(webhook, now - issued_at)
+        raise StaleWebhookError.of(webhook, now - issued_at)
     return webhook
 
 
@@ -143,15 +143,15 @@ def _read_claims(data: bytes) -> tuple[int, str]:
     except (ValueError, RecursionError):
         claims = None
     if claims is None:
-        raise WebhookRefusedError(RefusalReason.MALFORMED_CLAIMS)
+        raise WebhookRefusedError.of(RefusalReason.MALFORMED_CLAIMS)
     if not claims.keys() >= {"iat", "request_body_sha256"}:
-        raise WebhookRefusedError(RefusalReason.MISSING_CLAIM)
+        raise WebhookRefusedError.of(RefusalReason.MISSING_CLAIM)
     issued_at, body_hash = claims["iat"], claims["request_body_sha256"]
     # To Python, True is an integer.
     if type(issued_at) is not int or not 0 <= issued_at <= _MAX_TIME:
-        raise WebhookRefusedError(RefusalReason.INVALID_ISSUED_AT)
+        raise WebhookRefusedError.of(RefusalReason.INVALID_ISSUED_AT)
     if not isinstance(body_hash, str) or not _HASH_FORMAT.fullmatch(body_hash):
-        raise WebhookRefusedError(RefusalReason.INVALID_BODY_HASH)
+        raise WebhookRefusedError.of(RefusalReason.INVALID_BODY_HASH)
     return issued_at, body_hash
 
 

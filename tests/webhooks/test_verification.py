@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -404,6 +405,16 @@ def test_a_replay_is_stale_after_the_tolerance():
         check(headers=headers, now=NOW + 3600)
 
 
+def test_errors_can_be_pickled():
+    """The errors can be passed to another process, with their attributes."""
+    with pytest.raises(StaleWebhookError) as caught:
+        check(now=NOW + 400)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.webhook, copy.age, str(copy)) == (caught.value.webhook, 400, str(caught.value))
+    error = WebhookRefusedError.of(RefusalReason.OTHER_BODY)
+    assert pickle.loads(pickle.dumps(error)).reason is RefusalReason.OTHER_BODY
+
+
 def test_a_forgery_is_never_stale():
     """Staleness is only reported of an authentic webhook."""
     assert refusal(BODY + b" ", now=NOW + 3600) is RefusalReason.OTHER_BODY
@@ -441,7 +452,7 @@ def test_the_default_time_is_that_of_this_machine():
 def test_every_reason_is_explained():
     """Each reason has an explanation, which is part of the text of its error, and a text for metrics."""
     for reason in RefusalReason:
-        error = WebhookRefusedError(reason)
+        error = WebhookRefusedError.of(reason)
         assert isinstance(error, WebhookError | PlaidRelayError)
         assert (error.reason, error.response_status) == (reason, 400)
         assert str(error) == f"the webhook is refused ({reason}): {reason.explanation}. {error.advice}"

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from hypothesis import HealthCheck, settings
 
 from plaid_relay_async.models import JWKPublicKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# However slow the machine is.
+EXAMPLES = settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 NOW = 1_767_225_600  # the start of 2026
 KEY_ID = "11111111-2222-4333-8444-555555555555"
 PRIVATE_KEY = ec.derive_private_key(4242, ec.SECP256R1())

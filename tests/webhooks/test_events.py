@@ -9,7 +9,7 @@ import pytest
 from canaries import assert_error_is_clean, assert_no_canary
 from hypothesis import given
 from hypothesis import strategies as st
-from webhook_signing import BODY
+from webhook_signing import BODY, EXAMPLES
 
 from plaid_relay_async import ResponseDecodeError, from_json, models, to_json
 from plaid_relay_async.webhooks import (
@@ -154,6 +154,7 @@ def test_only_bytes_are_parsed():
         parse(BODY.decode())
 
 
+@EXAMPLES
 @given(
     st.dictionaries(
         st.sampled_from(["webhook_type", "webhook_code", "environment", "item_id", "error", "x"]),

@@ -20,6 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from starlette.datastructures import Headers
 from webhook_signing import (
     BODY,
+    EXAMPLES,
     HEADER,
     KEY_ID,
     NOW,
@@ -466,6 +467,7 @@ def test_nothing_of_a_token_or_a_key_is_shown():
     assert repr(KEY) == f"VerificationKey(key_id='{KEY_ID}', expired_at=None)"
 
 
+@EXAMPLES
 @given(st.data())
 def test_any_changed_byte_is_refused(data):
     """Whatever byte of the body or the token is replaced, inserted or removed, the webhook is refused."""
@@ -481,6 +483,7 @@ def test_any_changed_byte_is_refused(data):
     refusal(body, [(b"plaid-verification", token)])
 
 
+@EXAMPLES
 @given(
     st.dictionaries(
         st.sampled_from([*HEADER, "jwk", "x"]), st.from_type(type(None)) | st.text() | st.integers()
@@ -495,6 +498,7 @@ def test_any_changed_header_is_refused(changes):
     refusal(headers=headers_of(f"{segment(json.dumps(header).encode())}.{claims}.{signature}"))
 
 
+@EXAMPLES
 @given(st.dictionaries(st.sampled_from(["iat", "request_body_sha256", "x"]), st.text() | st.integers()))
 def test_any_changed_claims_are_refused(changes):
     """Whatever claim is changed, the signature is no longer valid."""
@@ -505,12 +509,14 @@ def test_any_changed_claims_are_refused(changes):
     refusal(headers=headers_of(f"{header}.{segment(json.dumps(claims).encode())}.{signature}"))
 
 
+@EXAMPLES
 @given(st.lists(st.tuples(st.text() | st.binary(), st.text() | st.binary()), max_size=5))
 def test_any_headers_are_judged(headers):
     """Whatever the headers are, the webhook is refused, and no other exception is raised."""
     refusal(headers=headers)
 
 
+@EXAMPLES
 @given(st.text() | st.text(alphabet="eyJ.0_-=A"))
 def test_any_token_is_judged(token):
     """Whatever the token is, the webhook is refused, and no other exception is raised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import time
 import tracemalloc
@@ -466,3 +467,11 @@ async def test_no_canary_is_logged(plaid, clean_logs):
             await client.webhooks.unwrap(body, headers_of(token_of(HEADER | {"kid": "canary-kid"})))
         assert_no_canary(f"{caught.value} {caught.value!r} {vars(caught.value)}")
         assert_no_canary(f"{client.webhooks!r} {client.webhooks._cache!r}")
+
+
+def test_the_client_has_the_defaults_of_the_function():
+    """`tolerance` and `skew` have the same defaults, with or without a client."""
+    for method in (Webhooks.unwrap, Webhooks.verify):
+        for name in ("tolerance", "skew"):
+            parameters = [inspect.signature(function).parameters[name] for function in (method, verify)]
+            assert parameters[0].default == parameters[1].default

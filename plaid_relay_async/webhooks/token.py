@@ -81,12 +81,13 @@ def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
     items = getattr(headers, "items", None)
     pairs: Any = headers if items is None else items()
     values = [_to_text(value) for name, value in pairs if _to_text(name).lower() == _HEADER_NAME]
-    if not values:
-        raise WebhookRefusedError.of(RefusalReason.NO_HEADER)
-    # WSGI servers, and with them Django, join headers of the same name with a comma.
-    if len(values) > 1 or "," in values[0]:
-        raise WebhookRefusedError.of(RefusalReason.SEVERAL_HEADERS)
-    return values[0]
+    match values:
+        case []:
+            raise WebhookRefusedError.of(RefusalReason.NO_HEADER)
+        # WSGI servers, and with them Django, join headers of the same name with a comma.
+        case [value] if "," not in value:
+            return value
+    raise WebhookRefusedError.of(RefusalReason.SEVERAL_HEADERS)
 
 
 def _to_text(value: str | bytes) -> str:

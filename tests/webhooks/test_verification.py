@@ -443,6 +443,14 @@ def test_invalid_settings_are_rejected(name, value):
     assert caught.value.field == name
 
 
+def test_no_tolerance_and_no_skew():
+    """With a tolerance and a skew of 0, a webhook must have been issued in this second."""
+    assert check(tolerance=0, skew=0).issued_at == NOW
+    with pytest.raises(StaleWebhookError):
+        check(tolerance=0, now=NOW + 1)
+    assert refusal(skew=0, now=NOW - 1) is RefusalReason.ISSUED_IN_FUTURE
+
+
 def test_the_default_time_is_that_of_this_machine():
     """Without `now`, a webhook of the start of 2026 is stale."""
     with pytest.raises(StaleWebhookError) as caught:

@@ -75,7 +75,8 @@ def full_size(session: nox.Session) -> None:
     """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
     sized = [f"tests/test_{name}.py" for name in ("errors", "end_to_end", "batch", "state_machine", "stress")]
-    specification = [f"tests/test_{name}.py" for name in ("specification", "drift")]
+    names = ("test_specification", "test_drift", "webhooks/test_events")
+    specification = [f"tests/{name}.py" for name in names]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
     # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.

@@ -45,16 +45,20 @@ from plaid_relay_async.webhooks import (
     WebhookRefusedError,
     verify,
 )
+from plaid_relay_async.webhooks.token import read_token
 
 KEY = VerificationKey.from_jwk(jwk_of())
-OTHER_KEY = VerificationKey.from_jwk(jwk_of(ec.derive_private_key(7, ec.SECP256R1()), kid="other"))
+OTHER_KEYS = [
+    VerificationKey.from_jwk(jwk_of(ec.derive_private_key(7, ec.SECP256R1()), kid=key_id))
+    for key_id in ("0", "other")
+]
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 CANARY_TOKEN = "eyJjYW5hcnktdG9rZW4iOjF9"
 
 
 def check(body=BODY, headers=None, **options):
     """Verify a webhook at the time at which it was signed."""
-    options = {"keys": [OTHER_KEY, KEY], "environment": "sandbox", "now": NOW} | options
+    options = {"keys": [*OTHER_KEYS, KEY], "environment": "sandbox", "now": NOW} | options
     return verify(body, headers_of(token_of()) if headers is None else headers, **options)
 
 
@@ -238,7 +242,7 @@ def test_the_signature_of_another_key_is_refused():
 
 def test_an_unknown_key_is_refused():
     """A key that isn't among the keys of the environment is unknown."""
-    assert refusal(keys=[OTHER_KEY]) is RefusalReason.UNKNOWN_KEY
+    assert refusal(keys=OTHER_KEYS) is RefusalReason.UNKNOWN_KEY
     assert refusal(keys=[]) is RefusalReason.UNKNOWN_KEY
 
 
@@ -398,6 +402,14 @@ def test_an_old_webhook_is_stale(age, stale):
     assert check(now=NOW + age, tolerance=age).body == BODY
 
 
+@pytest.mark.parametrize("issued_at", [0, 1])
+def test_the_first_seconds_of_unix_time(issued_at):
+    """A webhook of 1970 is stale, and its age is that of all Unix time."""
+    with pytest.raises(StaleWebhookError) as caught:
+        check(headers=signed(claims=claims_for(iat=issued_at)))
+    assert (caught.value.webhook.issued_at, caught.value.age) == (issued_at, NOW - issued_at)
+
+
 def test_a_replay_is_stale_after_the_tolerance():
     """A replayed webhook is the same webhook for five minutes, which only a store can detect, and then stale."""
     headers = headers_of(token_of())
@@ -473,6 +485,7 @@ def test_every_reason_is_explained():
 def test_nothing_of_a_token_or_a_key_is_shown():
     """The repr of a key shows its ID and its expiry, and no coordinates."""
     assert repr(KEY) == f"VerificationKey(key_id='{KEY_ID}', expired_at=None)"
+    assert repr(read_token(headers_of(token_of()))) == "SignedToken()"
 
 
 @EXAMPLES

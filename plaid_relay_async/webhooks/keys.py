@@ -28,7 +28,7 @@ class VerificationKey:
 
     key_id: str
     expired_at: int | None
-    _public_key: EllipticCurvePublicKey = field(repr=False, eq=False, alias="public_key")
+    _public_key: EllipticCurvePublicKey = field(repr=False, hash=False, alias="public_key")
 
     @classmethod
     def from_jwk(cls, jwk: JWKPublicKey) -> Self:

@@ -102,8 +102,8 @@ def _decode_segment(segment: str) -> bytes:
     """
     if not _SEGMENT_FORMAT.fullmatch(segment):
         raise ValueError("characters")
-    decoded = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-    # The last character has unused bits, which Python's decoder ignores.
+    decoded = urlsafe_b64decode(f"{segment}==")  # Python's decoder ignores padding that isn't needed
+    # It also ignores the unused bits of the last character.
     if urlsafe_b64encode(decoded).rstrip(b"=").decode() != segment:
         raise ValueError("spelling")
     return decoded

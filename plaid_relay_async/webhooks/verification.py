@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 from attrs import Attribute, field, frozen
 
 from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.redaction import strip_init_traceback, strip_traceback
+from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.webhooks.errors import (
     RawBodyRequiredError,
     RefusalReason,
@@ -50,7 +50,6 @@ def _check_seconds(_: object, attribute: Attribute[float], value: object) -> Non
         raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
 
 
-@strip_init_traceback
 @frozen
 class VerificationSettings:
     """What is required of a webhook, besides a valid signature.

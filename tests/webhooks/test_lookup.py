@@ -49,7 +49,7 @@ from plaid_relay_async.webhooks.lookup import BUDGET, KEY_SECONDS, REFUSAL_SECON
 
 KEY_PATH = "/webhook_verification_key/get"
 ONE_ATTEMPT = RetryPolicy(attempts=1)
-REPORT = {"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "asset_report_id": "report-1"}
+REPORT = {"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "asset_report_id": "canary-report-1"}
 
 
 class Clock:
@@ -142,6 +142,7 @@ async def test_a_forged_webhook_is_refused(plaid, client):
     assert await refusal(client, body, own) is RefusalReason.WRONG_SIGNATURE
     assert await refusal(client, body, forged(1)) is RefusalReason.UNKNOWN_KEY
     assert await refusal(client, body, {}) is RefusalReason.NO_HEADER
+    assert await refusal(client, body, headers_of("canary-token")) is RefusalReason.MALFORMED_TOKEN
 
 
 async def test_a_stale_webhook(client):

@@ -276,6 +276,13 @@ def test_a_key_of_another_curve_is_refused(curve):
     assert caught.value.reason is RefusalReason.INVALID_POINT
 
 
+def test_keys_are_compared():
+    """A key equals another one with the same ID and the same point, and can be an element of a set."""
+    other = VerificationKey.from_jwk(jwk_of(ec.derive_private_key(7, ec.SECP256R1())))
+    assert VerificationKey.from_jwk(jwk_of()) == KEY != other
+    assert {KEY, VerificationKey.from_jwk(jwk_of()), other} == {KEY, other}
+
+
 def test_a_private_member_of_a_key_is_ignored():
     """Only the public members of a key are used."""
     key = VerificationKey.from_jwk(jwk_of(additional_properties={"d": coordinate(1)}))
@@ -453,6 +460,13 @@ def test_invalid_settings_are_rejected(name, value):
     with pytest.raises(ConfigurationError, match=f"{name} must be a finite number") as caught:
         check(**{name: value})
     assert caught.value.field == name
+
+
+def test_the_keys_are_a_keyword_argument():
+    """Body and headers may be passed by name, and all others only by name."""
+    assert verify(body=BODY, headers=headers_of(token_of()), keys=[KEY], now=NOW).body == BODY
+    with pytest.raises(TypeError, match="positional"):
+        verify(BODY, headers_of(token_of()), [KEY])
 
 
 def test_no_tolerance_and_no_skew():

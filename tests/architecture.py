@@ -54,9 +54,7 @@ MAP = {
     ),
     "outcomes": AllowedImports((*GROUND_FLOOR, "models"), ("attrs",)),
     "batch": AllowedImports((*GROUND_FLOOR, "cancellation", "config", "models", "outcomes"), ("attrs",)),
-    "webhooks": AllowedImports(
-        (*GROUND_FLOOR, "cancellation", "config", "models", "codec"), ("attrs", "cryptography", "jwt")
-    ),
+    "webhooks": AllowedImports((*GROUND_FLOOR, "models", "codec"), ("attrs", "cryptography", "jwt")),
     "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(

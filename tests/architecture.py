@@ -56,13 +56,14 @@ MAP = {
     "batch": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "outcomes"), ("attrs",)
     ),
-    "client": AllowedImports(CORE, ("aiohttp", "attrs")),
+    "webhooks": AllowedImports((*GROUND_FLOOR, "models", "codec"), ("attrs", "cryptography", "jwt")),
+    "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
-    "simulator": AllowedImports((), ("aiohttp", "attrs")),
+    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
     "gateway": AllowedImports(
         (
             *GROUND_FLOOR,
@@ -117,6 +118,7 @@ LAZY_MODULES = (
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",
     f"{PACKAGE}.gateway",
+    f"{PACKAGE}.webhooks",
 )
 
 

@@ -22,6 +22,7 @@ from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, Webhoo
 from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
+from plaid_relay_async.webhooks import RefusalReason, WebhookError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -141,6 +142,19 @@ def test_limits_md_lists_the_presets():
     for column, preset in ((1, PLAID_PRODUCTION), (2, PLAID_SANDBOX)):
         documented = {row[0]: RateLimit(int(row[column])) for row in rows if row[column] != "not listed"}
         assert documented == preset
+
+
+def test_webhooks_md_lists_every_reason():
+    """webhooks.md has a row for each reason for which a webhook is refused, in their order."""
+    rows = re.findall(r"^\| `(\w+)` \|", section_of(page("docs/webhooks.md"), "Reasons"), re.MULTILINE)
+    assert rows == list(RefusalReason)
+
+
+def test_webhooks_md_lists_the_status_of_every_error():
+    """webhooks.md has a row for each error of webhooks, with its status."""
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (\d+) \|$", page("docs/webhooks.md"), re.MULTILINE)
+    expected = {cls.__name__: str(cls.response_status) for cls in WebhookError.__subclasses__()}
+    assert dict(rows) == expected | {"ResponseDecodeError": "500"}
 
 
 def test_the_changelog_names_every_operation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Never, assert_type
 
@@ -31,6 +32,21 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit, RedisLimiter
+from plaid_relay_async.webhooks import (
+    AssetsErrorWebhook,
+    AssetsProductReadyWebhook,
+    ItemErrorWebhook,
+    ItemLoginRepairedWebhook,
+    NewAccountsAvailableWebhook,
+    PendingDisconnectWebhook,
+    PendingExpirationWebhook,
+    UnknownWebhook,
+    UserAccountRevokedWebhook,
+    UserPermissionRevokedWebhook,
+    WebhookEvent,
+    WebhookUpdateAcknowledgedWebhook,
+    parse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,3 +156,37 @@ def describe(outcome: Outcome) -> str:
             return str(assert_type(error, PlaidRelayError))
         case Unknown(error=unknown_error):
             return str(assert_type(unknown_error, OutcomeUnknownError))
+
+
+def webhooks(body: bytes) -> str:
+    event = parse(body)
+    assert_type(event, WebhookEvent)
+    return describe_webhook(event)
+
+
+def describe_webhook(event: WebhookEvent) -> str:
+    """Return a text in each case: a type checker knows that there is no other."""
+    match event:
+        case AssetsProductReadyWebhook(asset_report_id=report, report_type=version):
+            assert_type(version, str | None)
+            return assert_type(report, str)
+        case AssetsErrorWebhook(error=error) | ItemErrorWebhook(error=error):
+            return "" if error is None else assert_type(error.error_code, str)
+        case ItemLoginRepairedWebhook() | NewAccountsAvailableWebhook() | UserPermissionRevokedWebhook():
+            return assert_type(event.item_id, str)
+        case (
+            UserAccountRevokedWebhook(account_id=text)
+            | PendingDisconnectWebhook(reason=text)
+            | WebhookUpdateAcknowledgedWebhook(new_webhook_url=text)
+        ):
+            return assert_type(text, str)
+        case PendingExpirationWebhook(consent_expiration_time=time):
+            return str(assert_type(time, datetime))
+        case UnknownWebhook(webhook_type=kind):
+            return str(assert_type(kind, str | None))
+
+
+def incomplete_match(event: WebhookEvent) -> str:  # type: ignore[return]  # it ignores all other events
+    match event:
+        case UnknownWebhook():
+            return ""

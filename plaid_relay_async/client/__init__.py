@@ -11,6 +11,7 @@ from plaid_relay_async.client.late_outcomes import LateOutcomes
 from plaid_relay_async.client.relay import Relay
 from plaid_relay_async.client.sandbox import Sandbox
 from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
+from plaid_relay_async.client.webhooks import Webhooks
 from plaid_relay_async.config import (
     CredentialsSource,
     Environment,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.outcomes import LateOutcome
 
-__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys"]
+__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys", "Webhooks"]
 
 
 @strip_init_traceback
@@ -87,6 +88,7 @@ class RelayClient:
         sandbox: create test data.
         item: exchange public tokens, and remove Items. An Item is a connection to a bank.
         webhook_verification_key: keys that verify webhooks.
+        webhooks: verify the webhooks that Plaid sends, with the extra `webhooks`.
 
     Raises:
         ConfigurationError: an argument or an environment variable is missing, invalid or unsafe; the error
@@ -155,6 +157,7 @@ class RelayClient:
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
         self.webhook_verification_key = WebhookVerificationKeys(transport)
+        self.webhooks = Webhooks(self.webhook_verification_key, Environment.from_url(self._base_url))
 
     async def open(self) -> None:
         """Open the connection pool inside the running event loop; `async with` does this.

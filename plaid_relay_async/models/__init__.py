@@ -112,6 +112,7 @@ if TYPE_CHECKING:
         AccountSubtype,
         AccountType,
         AddOn,
+        AssetReportType,
         EmailType,
         ErrorType,
         IncomeSourceType,
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
         InvestmentTransactionType,
         ItemRemoveReason,
         OwnershipType,
+        PendingDisconnectReason,
         PhoneNumberType,
         Product,
         ReportType,
@@ -129,10 +131,26 @@ if TYPE_CHECKING:
         WebhookCode,
         WebhookType,
     )
+    from plaid_relay_async.models.webhooks import (
+        WEBHOOK_RECORDS,
+        AssetsErrorWebhook,
+        AssetsProductReadyWebhook,
+        ItemErrorWebhook,
+        ItemLoginRepairedWebhook,
+        NewAccountsAvailableWebhook,
+        PendingDisconnectWebhook,
+        PendingExpirationWebhook,
+        UnknownWebhook,
+        UserAccountRevokedWebhook,
+        UserPermissionRevokedWebhook,
+        WebhookEvent,
+        WebhookUpdateAcknowledgedWebhook,
+    )
 
 __all__ = [
     "ALWAYS_SENT",
     "CLIENT_SIDE",
+    "WEBHOOK_RECORDS",
     "AccountAssets",
     "AccountInsights",
     "AccountSubtype",
@@ -163,8 +181,11 @@ __all__ = [
     "AssetReportRemoveRequest",
     "AssetReportRemoveResponse",
     "AssetReportTransaction",
+    "AssetReportType",
     "AssetReportUser",
     "AssetReportWarning",
+    "AssetsErrorWebhook",
+    "AssetsProductReadyWebhook",
     "BankPenaltiesIndicators",
     "CategoryExpenses",
     "Cause",
@@ -182,6 +203,8 @@ __all__ = [
     "IncomeSourceType",
     "InvestmentTransactionSubtype",
     "InvestmentTransactionType",
+    "ItemErrorWebhook",
+    "ItemLoginRepairedWebhook",
     "ItemPublicTokenExchangeRequest",
     "ItemPublicTokenExchangeResponse",
     "ItemRemoveReason",
@@ -195,12 +218,16 @@ __all__ = [
     "MonthlySummary",
     "NegativeBalanceInsights",
     "NegativeBalanceOccurrence",
+    "NewAccountsAvailableWebhook",
     "OutlierTransactionsInsights",
     "Owner",
     "OwnershipType",
     "PaymentMeta",
     "PdfFile",
     "PdfResponse",
+    "PendingDisconnectReason",
+    "PendingDisconnectWebhook",
+    "PendingExpirationWebhook",
     "PhoneNumber",
     "PhoneNumberType",
     "Product",
@@ -226,10 +253,15 @@ __all__ = [
     "SandboxTransactions",
     "TaxLotPositionType",
     "TransactionType",
+    "UnknownWebhook",
+    "UserAccountRevokedWebhook",
+    "UserPermissionRevokedWebhook",
     "VerificationStatus",
     "WarningCode",
     "WebhookCode",
+    "WebhookEvent",
     "WebhookType",
+    "WebhookUpdateAcknowledgedWebhook",
     "WebhookVerificationKeyGetRequest",
     "WebhookVerificationKeyGetResponse",
     "is_record",
@@ -237,7 +269,7 @@ __all__ = [
 ]
 
 # Searched in this order. Importing `report` imports the next two as well.
-_LAZY_MODULES: Final = ("report", "insights", "values", "item")
+_LAZY_MODULES: Final = ("report", "insights", "values", "item", "webhooks")
 
 
 def __getattr__(name: str) -> Any:

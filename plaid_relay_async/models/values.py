@@ -393,3 +393,17 @@ class WebhookCode(enum.StrEnum):
     SYNC_UPDATES_AVAILABLE = "SYNC_UPDATES_AVAILABLE"
     PRODUCT_READY = "PRODUCT_READY"
     ERROR = "ERROR"
+
+
+class AssetReportType(enum.StrEnum):
+    """Which version of an Asset Report is ready."""
+
+    FULL = "FULL"
+    FAST = "FAST"
+
+
+class PendingDisconnectReason(enum.StrEnum):
+    """Why an Item will be disconnected."""
+
+    INSTITUTION_MIGRATION = "INSTITUTION_MIGRATION"
+    INSTITUTION_TOKEN_EXPIRATION = "INSTITUTION_TOKEN_EXPIRATION"  # noqa: S105  # Plaid's name of a reason

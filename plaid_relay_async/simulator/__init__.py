@@ -4,5 +4,6 @@ from plaid_relay_async.simulator.faults import Fault
 from plaid_relay_async.simulator.limits import Limit
 from plaid_relay_async.simulator.samples import report_bytes
 from plaid_relay_async.simulator.server import Simulator
+from plaid_relay_async.simulator.webhooks import sign_webhook
 
-__all__ = ["Fault", "Limit", "Simulator", "report_bytes"]
+__all__ = ["Fault", "Limit", "Simulator", "report_bytes", "sign_webhook"]

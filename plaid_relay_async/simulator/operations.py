@@ -115,7 +115,7 @@ def _fire_webhook(request: OperationRequest) -> OperationResult:
 
 
 def _webhook_key_get(request: OperationRequest) -> OperationResult:
-    return {"key": webhooks.find_public_key(request["key_id"])}
+    return {"key": request.world.webhook_keys.find_public_key(request["key_id"])}
 
 
 def _report_create(request: OperationRequest) -> OperationResult:

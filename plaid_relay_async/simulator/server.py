@@ -42,6 +42,7 @@ from plaid_relay_async.simulator.responses import (
     send_truncated,
 )
 from plaid_relay_async.simulator.samples import finish_body, render_unfinished_body
+from plaid_relay_async.simulator.webhooks import sign_webhook
 from plaid_relay_async.simulator.world import Ledger, World
 
 _MAX_RECORDED_REQUESTS = 10_000
@@ -241,6 +242,33 @@ class Simulator:
             ValueError: there is no such Item.
         """
         self.world.repair_item(access_token)
+
+    def sign_webhook(self, body: bytes, *, at: float | None = None) -> dict[str, str]:
+        """Return the headers with which Plaid would send a webhook, signed with the current webhook key.
+
+        It requires the extra `webhooks`.
+
+        Args:
+            body: the body, as it will be sent.
+            at: when it is signed, in seconds of Unix time; None is now.
+        """
+        return sign_webhook(body, at=at, key_id=self.world.webhook_keys.current_id)
+
+    def rotate_webhook_key(self) -> str:
+        """Sign webhooks with a new key from now on, and return its ID; earlier keys stay valid."""
+        return self.world.webhook_keys.rotate()
+
+    def expire_webhook_key(self, key_id: str, at: float | None = None) -> None:
+        """Set the `expired_at` of a webhook key.
+
+        Args:
+            key_id: the key's ID.
+            at: when it expires, in seconds of Unix time; None is now.
+
+        Raises:
+            ValueError: there is no such key.
+        """
+        self.world.webhook_keys.expire(key_id, at)
 
     def fail(self, *faults: Fault) -> None:
         """Add faults to the script, after those in force."""

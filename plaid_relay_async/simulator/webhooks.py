@@ -1,5 +1,14 @@
-"""Webhooks: the types and codes that the sandbox can fire, and the public key of their signatures."""
+"""Webhooks: the types and codes that the sandbox can fire, and their signatures.
 
+The private key of each key is the SHA-256 of its ID, so that a test can sign webhooks: these keys protect
+nothing. Signing requires the extra `webhooks`.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +17,7 @@ from plaid_relay_async.simulator.api_errors import ApiError
 KEY_ID = "6c5516e1-92dc-479e-a8ff-5a51992e0001"
 """The ID of the sandbox's key, with which Plaid's own libraries test the look-up."""
 
-# A valid point of P-256, so that cryptographic libraries accept it. Its private key is the SHA-256 of KEY_ID,
-# so that a test can sign a webhook: this key protects nothing.
+# Written here, so that the key can be looked up without the extra.
 _PUBLIC_KEY: Mapping[str, Any] = {
     "alg": "ES256",
     "created_at": 1560466150,
@@ -49,11 +57,81 @@ _PRODUCT_BY_TYPE = {
 WEBHOOK_TYPES = ("ITEM", *_PRODUCT_BY_TYPE)
 
 
-def find_public_key(key_id: str) -> dict[str, Any]:
-    """Return the public key with this ID, as a JSON Web Key."""
-    if key_id != KEY_ID:
-        raise ApiError("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
-    return dict(_PUBLIC_KEY)
+class WebhookKeys:
+    """The keys of one simulator's webhooks: the sandbox's key, and those that it was rotated to.
+
+    Attributes:
+        current_id: the ID of the key that signs.
+    """
+
+    def __init__(self) -> None:
+        self.current_id = KEY_ID
+        self._keys = {KEY_ID: dict(_PUBLIC_KEY)}
+
+    def find_public_key(self, key_id: str) -> dict[str, Any]:
+        """Return the public key with this ID, as a JSON Web Key."""
+        if key_id not in self._keys:
+            raise ApiError("INVALID_WEBHOOK_VERIFICATION_KEY_ID")
+        return dict(self._keys[key_id])
+
+    def rotate(self) -> str:
+        """Create a key, sign with it from now on, and return its ID."""
+        key_id = str(uuid.uuid4())
+        point = _private_key(key_id).public_key().public_numbers()
+        coordinates = {name: _encode_base64(getattr(point, name).to_bytes(32)) for name in ("x", "y")}
+        self._keys[key_id] = {**_PUBLIC_KEY, **coordinates, "kid": key_id, "created_at": int(time.time())}
+        self.current_id = key_id
+        return key_id
+
+    def expire(self, key_id: str, at: float | None) -> None:
+        """Set the time at which a key expires; None is now."""
+        if key_id not in self._keys:
+            raise ValueError(f"there is no webhook key {key_id}")
+        self._keys[key_id]["expired_at"] = int(time.time() if at is None else at)
+
+
+def sign_webhook(body: bytes, *, at: float | None = None, key_id: str = KEY_ID) -> dict[str, str]:
+    """Return the headers with which Plaid would send a webhook, signed with a simulator's key.
+
+    It requires the extra `webhooks`.
+
+    Args:
+        body: the body, as it will be sent.
+        at: when it is signed, in seconds of Unix time; None is now.
+        key_id: the ID of the key; the default is the key that each simulator has from the start.
+    """
+    claims = {
+        "iat": int(time.time() if at is None else at),
+        "request_body_sha256": hashlib.sha256(body).hexdigest(),
+    }
+    header = {"alg": "ES256", "kid": key_id, "typ": "JWT"}
+    signed = ".".join(_encode_base64(json.dumps(part).encode()) for part in (header, claims))
+    signature = _encode_base64(_sign(signed.encode(), key_id))
+    return {"Content-Type": "application/json", "Plaid-Verification": f"{signed}.{signature}"}
+
+
+def _encode_base64(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _private_key(key_id: str) -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ModuleNotFoundError as error:
+        message = f"signing webhooks needs {error.name}: pip install 'plaid_relay_async[webhooks]'"
+        raise ModuleNotFoundError(message, name=error.name) from None
+    number = int.from_bytes(hashlib.sha256(key_id.encode()).digest())
+    return ec.derive_private_key(number, ec.SECP256R1())
+
+
+def _sign(message: bytes, key_id: str) -> bytes:
+    """Return the signature in the form of a JSON Web Signature: two numbers of 32 bytes."""
+    key = _private_key(key_id)
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    numbers = utils.decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA256())))
+    return b"".join(number.to_bytes(32) for number in numbers)
 
 
 def resolve_type(code: str, requested_type: str | None) -> str:

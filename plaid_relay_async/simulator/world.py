@@ -23,6 +23,7 @@ from plaid_relay_async.simulator.outline import (
     Outline,
     report_id_from_seed,
 )
+from plaid_relay_async.simulator.webhooks import WebhookKeys
 
 _INSTITUTION = re.compile(r"ins_\d+")
 _PUBLIC_TOKEN_SECONDS = 30 * 60  # https://plaid.com/docs/api/items/#itempublic_tokenexchange
@@ -219,6 +220,7 @@ class World:
         self.ledger = Ledger(self._relay_tokens)
         self.refreshes: list[tuple[str, str]] = []
         self.webhooks: list[Mapping[str, str]] = []
+        self.webhook_keys = WebhookKeys()
 
     def new_request_id(self) -> str:
         """Return a request_id of fifteen letters and digits, like Plaid's."""

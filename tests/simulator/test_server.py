@@ -33,8 +33,8 @@ async def send_partial_request(plaid):
 
 
 def test_exports():
-    """The package exports four names."""
-    assert simulator.__all__ == ["Fault", "Limit", "Simulator", "report_bytes"]
+    """The package exports five names."""
+    assert simulator.__all__ == ["Fault", "Limit", "Simulator", "report_bytes", "sign_webhook"]
 
 
 async def test_start_and_close(api_for):

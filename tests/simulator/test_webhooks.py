@@ -2,8 +2,14 @@
 
 import base64
 import hashlib
+import json
+import subprocess
+import sys
+import time
 
 import pytest
+
+from plaid_relay_async.simulator import sign_webhook
 
 KEY = "/webhook_verification_key/get"
 FIRE = "/sandbox/item/fire_webhook"
@@ -32,11 +38,16 @@ def plus(first, second):
 
 def point_of(number):
     """Return the public key of a private key."""
-    total, power = None, BASE
+    return multiple(BASE, number)
+
+
+def multiple(point, number):
+    """Return the sum of a number of times the same point."""
+    total = None
     while number:
         if number & 1:
-            total = plus(total, power)
-        power, number = plus(power, power), number >> 1
+            total = plus(total, point)
+        point, number = plus(point, point), number >> 1
     return total
 
 
@@ -119,3 +130,68 @@ async def test_webhook_of_another_clients_item(api):
     body = {"access_token": access_token, "webhook_code": "ERROR"}
     response = await api(FIRE, body, client="other")
     assert response.error == (400, "INVALID_INPUT", "INVALID_ACCESS_TOKEN")
+
+
+def decode_base64(text):
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+# The order of the base point of P-256.
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+def is_signed(key, token):
+    """Verify an ES256 signature by the book: FIPS 186-4, 6.4."""
+    signed, _, signature = token.rpartition(".")
+    r, s = (int.from_bytes(decode_base64(signature)[part]) for part in (slice(32), slice(32, 64)))
+    e = int.from_bytes(hashlib.sha256(signed.encode()).digest())
+    inverse = pow(s, -1, ORDER)
+    point = (int.from_bytes(decode_base64(key["x"])), int.from_bytes(decode_base64(key["y"])))
+    total = plus(point_of(e * inverse % ORDER), multiple(point, r * inverse % ORDER))
+    return len(decode_base64(signature)) == 64 and total[0] % ORDER == r
+
+
+async def test_a_webhook_is_signed_as_plaid_signs(api, plaid):
+    """A signature names its key, the time and the body's hash, and the key of the endpoint verifies it."""
+    key = (await api(KEY, {"key_id": KEY_ID})).json["key"]
+    for headers in (sign_webhook(b"{}", at=1234.9), plaid.sign_webhook(b"{}", at=1234)):
+        token = headers["Plaid-Verification"]
+        header, claims = (json.loads(decode_base64(part)) for part in token.split(".")[:2])
+        assert header == {"alg": "ES256", "kid": KEY_ID, "typ": "JWT"}
+        assert claims == {"iat": 1234, "request_body_sha256": hashlib.sha256(b"{}").hexdigest()}
+        assert is_signed(key, token)
+        assert headers["Content-Type"] == "application/json"
+    assert not is_signed(key, token.replace(".", "A.", 1))
+
+
+def test_a_webhook_is_signed_now():
+    """By default, the time is now."""
+    before = int(time.time())
+    claims = json.loads(decode_base64(sign_webhook(b"")["Plaid-Verification"].split(".")[1]))
+    assert before <= claims["iat"] <= time.time()
+
+
+async def test_keys_are_rotated_and_expire(api, plaid):
+    """A new key signs from its creation, the old one stays available, and each can expire."""
+    key_id = plaid.rotate_webhook_key()
+    token = plaid.sign_webhook(b"{}")["Plaid-Verification"]
+    assert json.loads(decode_base64(token.split(".")[0]))["kid"] == key_id != KEY_ID
+    key = (await api(KEY, {"key_id": key_id})).json["key"]
+    assert is_signed(key, token)
+    assert (key["kid"], key["expired_at"]) == (key_id, None)
+    plaid.expire_webhook_key(key_id, 5)
+    assert (await api(KEY, {"key_id": key_id})).json["key"]["expired_at"] == 5
+    plaid.expire_webhook_key(KEY_ID)
+    assert abs((await api(KEY, {"key_id": KEY_ID})).json["key"]["expired_at"] - time.time()) < 600
+    with pytest.raises(ValueError, match="there is no webhook key other"):
+        plaid.expire_webhook_key("other")
+
+
+def test_a_missing_extra_is_named():
+    """Without cryptography, the error names the extra to install."""
+    code = (
+        "import sys; sys.modules['cryptography.hazmat.primitives.asymmetric'] = None\n"
+        "from plaid_relay_async.simulator import sign_webhook; sign_webhook(b'')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'plaid_relay_async[webhooks]'" in done.stderr

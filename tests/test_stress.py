@@ -28,6 +28,7 @@ SIMULATOR = """
 import asyncio
 from plaid_relay_async.simulator import Fault, Simulator
 
+CREATE = "/credit/relay/create"
 FAULTS = [
     Fault(path=CREATE, rate=0.02, status=400),
     Fault(path=CREATE, rate=0.02, close=True, when="after"),

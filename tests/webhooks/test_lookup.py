@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import time
 import tracemalloc
+import warnings
 
 import pytest
 from canaries import CREDENTIALS, SECRET, assert_error_is_clean, assert_no_canary
@@ -164,6 +166,18 @@ async def test_mistakes_are_raised_immediately(plaid, client):
     with pytest.raises(ConfigurationError, match="tolerance"):
         client.webhooks.verify(b"{}", {}, tolerance=-1)
     assert not plaid.counts
+
+
+async def test_an_unwrap_that_is_cancelled_before_it_starts(client):
+    """A task that is cancelled before its first step leaves no coroutine behind that was never awaited."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = asyncio.create_task(client.webhooks.unwrap(b"{}", sign_webhook(b"{}")))
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is RuntimeWarning] == []
 
 
 async def test_an_authentic_webhook_of_another_form(client):

@@ -26,6 +26,7 @@ from webhook_signing import (
 )
 
 from plaid_relay_async import (
+    AuthenticationError,
     ClientClosedError,
     ConfigurationError,
     ConnectionLostError,
@@ -395,6 +396,19 @@ async def test_the_budget_for_unknown_keys(endpoint, cache, clock):
     clock.now = KEY_SECONDS
     await cache.get("known")
     assert len(endpoint.requests) == 2 + 2 * BUDGET + 1
+
+
+async def test_failed_lookups_of_a_known_key_are_bounded(endpoint, cache, clock):
+    """If a cached key can't be read again, the ID of a real key can't become a flood of requests either."""
+    endpoint.keys["known"] = jwk_of(kid="known")
+    await cache.get("known")
+    clock.now, endpoint.error = KEY_SECONDS, AuthenticationError("the secret was rotated")
+    for _ in range(5 * BUDGET):
+        with pytest.raises(WebhookKeyLookupError):
+            await cache.get("known")
+    assert len(endpoint.requests) == 1 + BUDGET
+    clock.now, endpoint.error = KEY_SECONDS + 3.1, None
+    assert (await cache.get("known")).key_id == "known"
 
 
 async def test_real_keys_have_no_budget(endpoint, cache):

@@ -9,6 +9,7 @@ from plaid_relay_async.redaction import Hidden, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import TypeAlias
 
     from plaid_relay_async.client.operations import Call
     from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from plaid_relay_async.webhooks.lookup import KeyCache
     from plaid_relay_async.webhooks.token import HeaderPairs
     from plaid_relay_async.webhooks.verification import VerificationSettings
+
+    Headers: TypeAlias = Mapping[str, str] | HeaderPairs
 
 # Plaid waits ten seconds for the response to a webhook
 # (https://plaid.com/docs/api/webhooks/).
@@ -64,8 +67,7 @@ class Webhooks:
             ConfigurationError: `tolerance` or `skew` is invalid.
             ModuleNotFoundError: the extra `webhooks` isn't installed.
         """
-        verification = self.verify(body, headers, tolerance=tolerance, skew=skew)
-        return _parse_verified(verification)
+        return self._unwrap(*_check_arguments(body, headers, self._environment, tolerance, skew))
 
     @strip_traceback
     def verify(
@@ -87,18 +89,17 @@ class Webhooks:
         Raises:
             PlaidRelayError: as of `unwrap`, except for `ResponseDecodeError`.
         """
-        from plaid_relay_async.webhooks.verification import VerificationSettings, check_body
+        return self._verify(*_check_arguments(body, headers, self._environment, tolerance, skew))
 
-        check_body(body)
-        settings = VerificationSettings(self._environment, tolerance, skew)
-        # Hidden, so that no traceback shows them.
-        return self._verify(Hidden(body), Hidden(headers), settings)
+    async def _unwrap(
+        self, body: Hidden[bytes], headers: Hidden[Headers], settings: VerificationSettings
+    ) -> WebhookEvent:
+        from plaid_relay_async.webhooks import parse
+
+        return parse((await self._verify(body, headers, settings)).body)
 
     async def _verify(
-        self,
-        body: Hidden[bytes],
-        headers: Hidden[Mapping[str, str] | HeaderPairs],
-        settings: VerificationSettings,
+        self, body: Hidden[bytes], headers: Hidden[Headers], settings: VerificationSettings
     ) -> VerifiedWebhook:
         from plaid_relay_async.webhooks.lookup import KeyCache
         from plaid_relay_async.webhooks.token import read_token
@@ -114,7 +115,11 @@ class Webhooks:
         return (await self._keys.get(key_id, timeout=_LOOKUP_TIMEOUT)).key
 
 
-async def _parse_verified(verification: Call[VerifiedWebhook]) -> WebhookEvent:
-    from plaid_relay_async.webhooks import parse
+def _check_arguments(
+    body: bytes, headers: Headers, environment: Environment | None, tolerance: float, skew: float
+) -> tuple[Hidden[bytes], Hidden[Headers], VerificationSettings]:
+    """Return body and headers, hidden so that no traceback shows them, and the settings."""
+    from plaid_relay_async.webhooks.verification import VerificationSettings, check_body
 
-    return parse((await verification).body)
+    check_body(body)
+    return Hidden(body), Hidden(headers), VerificationSettings(environment, tolerance, skew)

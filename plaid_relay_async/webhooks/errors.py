@@ -148,8 +148,8 @@ class StaleWebhookError(WebhookError):
 class WebhookKeyLookupError(WebhookError):
     """The key of a webhook couldn't be looked up, so it isn't known whether the webhook is authentic.
 
-    The `__cause__` is the error of the look-up. There is none if it wasn't tried, because too many webhooks
-    name keys that don't exist.
+    The `__cause__` is the error of the look-up. There is none if it wasn't tried, because too many look-ups
+    have found no key.
     """
 
     response_status = 503

@@ -6,11 +6,12 @@ prevent that:
 - Concurrent look-ups of one ID share a request. A cancelled waiter doesn't cancel it.
 - The result is cached: a key for an hour, after which its expiry is read again; that there is no such key,
   for five minutes.
-- Look-ups of IDs that aren't known as a key's have a budget. A look-up that finds a key costs nothing. When
-  the budget is used up, an unknown ID isn't refused, because it may be Plaid's next key: the look-up fails,
-  as if Plaid couldn't be reached, and Plaid sends the webhook again later.
+- Look-ups have a budget, and a look-up that finds a key costs nothing. When the budget is used up, an unknown
+  ID isn't refused, because it may be Plaid's next key: the look-up fails, as if Plaid couldn't be reached,
+  and Plaid sends the webhook again later. IDs that are known as a key's have a budget of their own, so that
+  forged ones can't use it up.
 
-The budget bounds the memory as well, because each cached ID has cost a look-up.
+The budgets bound the memory as well, because each cached ID has cost a look-up.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class _Budget:
         self.left -= 1
         return True
 
-    def give_back(self) -> None:
+    def refund(self) -> None:
         """Don't count a look-up that has found a key."""
         self.left += 1
 
@@ -84,7 +85,7 @@ class KeyCache:
         self._clock = clock
         self._entries: dict[str, _CacheEntry] = {}
         self._lookups: dict[str, asyncio.Task[_KeyOrReason | PlaidRelayError]] = {}
-        self._budget = _Budget(BUDGET, clock())
+        self._budget, self._budget_of_known_keys = _Budget(BUDGET, clock()), _Budget(BUDGET, clock())
 
     def __len__(self) -> int:
         """Return the number of IDs in memory."""
@@ -113,14 +114,15 @@ class KeyCache:
         self, key_id: str, entry: _CacheEntry | None
     ) -> asyncio.Task[_KeyOrReason | PlaidRelayError]:
         known = entry is not None and isinstance(entry.result, VerificationKey)
-        if not known and not self._budget.take(self._clock()):
-            raise WebhookKeyLookupError("too many webhooks name unknown keys, so this key wasn't looked up")
-        task = asyncio.create_task(self._look_up(key_id, counted=not known))
+        budget = self._budget_of_known_keys if known else self._budget
+        if not budget.take(self._clock()):
+            raise WebhookKeyLookupError("too many look-ups have found no key, so this one wasn't looked up")
+        task = asyncio.create_task(self._look_up(key_id, budget))
         self._lookups[key_id] = task
         task.add_done_callback(lambda _: self._lookups.pop(key_id))
         return task
 
-    async def _look_up(self, key_id: str, *, counted: bool) -> _KeyOrReason | PlaidRelayError:
+    async def _look_up(self, key_id: str, budget: _Budget) -> _KeyOrReason | PlaidRelayError:
         """Return the key, a reason to refuse it, or the error of the look-up, which isn't cached."""
         try:
             result: _KeyOrReason = _to_key(await self._fetch(key_id), key_id)
@@ -130,21 +132,21 @@ class KeyCache:
             if not isinstance(error, InvalidRequestError) or error.error_code != _UNKNOWN_KEY_CODE:
                 return error
             result = RefusalReason.UNKNOWN_KEY
-        self._store(key_id, result, counted=counted)
+        if isinstance(result, VerificationKey):
+            budget.refund()
+        self._store(key_id, result)
         return result
 
-    def _store(self, key_id: str, result: _KeyOrReason, *, counted: bool) -> None:
+    def _store(self, key_id: str, result: _KeyOrReason) -> None:
         now = self._clock()
-        # Refusals are dropped when they are stale. Keys are kept, so that their next look-up isn't counted.
+        # Refusals are dropped when they are stale. Keys are kept, so that they stay known.
         self._entries = {
             each: entry
             for each, entry in self._entries.items()
             if isinstance(entry.result, VerificationKey) or now < entry.expires_at
         }
-        found = isinstance(result, VerificationKey)
-        if found and counted:
-            self._budget.give_back()
-        self._entries[key_id] = _CacheEntry(result, now + (KEY_SECONDS if found else REFUSAL_SECONDS))
+        seconds = KEY_SECONDS if isinstance(result, VerificationKey) else REFUSAL_SECONDS
+        self._entries[key_id] = _CacheEntry(result, now + seconds)
 
 
 def _to_key(jwk: JWKPublicKey, key_id: str) -> VerificationKey:

@@ -43,9 +43,9 @@ _MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 
 
 def _check_seconds(_: object, attribute: Attribute[float], value: object) -> None:
-    # A comparison with NaN is always false, so no webhook would be stale.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(cast("float", value)) or cast("float", value) < 0:
+    # Not NaN either: a comparison with it is always false, so no webhook would be stale.
+    if not is_number or not 0 <= cast("float", value) < math.inf:
         problem = "must be a finite number of seconds, 0 or more"
         raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
 
@@ -127,7 +127,7 @@ def verify_token(
         raise WebhookRefusedError.of(RefusalReason.OTHER_BODY)
     if not _is_of_environment(body, settings.environment):
         raise WebhookRefusedError.of(RefusalReason.OTHER_ENVIRONMENT)
-    if issued_at > now + settings.skew:
+    if issued_at - now > settings.skew:
         raise WebhookRefusedError.of(RefusalReason.ISSUED_IN_FUTURE)
     webhook = VerifiedWebhook(body, body_hash, issued_at)
     if now - issued_at > settings.tolerance:

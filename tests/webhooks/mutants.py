@@ -10,6 +10,7 @@ import sys
 
 # A changed line, and why the change has no effect.
 EXPLAINED = {
+    'if not is_number or not 0 <= cast("float", value) != math.inf:': "no number exceeds infinity",
     "if not TYPE_CHECKING:": "the names are imported at run time, and not used there",
     "if type(issued_at) != int or not 0 <= issued_at <= _MAX_TIME:": "classes are equal only if identical",
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import time
 import tracemalloc
+import warnings
 
 import pytest
 from canaries import CREDENTIALS, SECRET, assert_error_is_clean, assert_no_canary
@@ -24,6 +26,7 @@ from webhook_signing import (
 )
 
 from plaid_relay_async import (
+    AuthenticationError,
     ClientClosedError,
     ConfigurationError,
     ConnectionLostError,
@@ -164,6 +167,18 @@ async def test_mistakes_are_raised_immediately(plaid, client):
     with pytest.raises(ConfigurationError, match="tolerance"):
         client.webhooks.verify(b"{}", {}, tolerance=-1)
     assert not plaid.counts
+
+
+async def test_an_unwrap_that_is_cancelled_before_it_starts(client):
+    """A task that is cancelled before its first step leaves no coroutine behind that was never awaited."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = asyncio.create_task(client.webhooks.unwrap(b"{}", sign_webhook(b"{}")))
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is RuntimeWarning] == []
 
 
 async def test_an_authentic_webhook_of_another_form(client):
@@ -381,6 +396,19 @@ async def test_the_budget_for_unknown_keys(endpoint, cache, clock):
     clock.now = KEY_SECONDS
     await cache.get("known")
     assert len(endpoint.requests) == 2 + 2 * BUDGET + 1
+
+
+async def test_failed_lookups_of_a_known_key_are_bounded(endpoint, cache, clock):
+    """If a cached key can't be read again, the ID of a real key can't become a flood of requests either."""
+    endpoint.keys["known"] = jwk_of(kid="known")
+    await cache.get("known")
+    clock.now, endpoint.error = KEY_SECONDS, AuthenticationError("the secret was rotated")
+    for _ in range(5 * BUDGET):
+        with pytest.raises(WebhookKeyLookupError):
+            await cache.get("known")
+    assert len(endpoint.requests) == 1 + BUDGET
+    clock.now, endpoint.error = KEY_SECONDS + 3.1, None
+    assert (await cache.get("known")).key_id == "known"
 
 
 async def test_real_keys_have_no_budget(endpoint, cache):

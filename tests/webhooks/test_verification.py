@@ -472,6 +472,12 @@ def test_invalid_settings_are_rejected(name, value):
     assert caught.value.field == name
 
 
+@pytest.mark.parametrize("name", ["tolerance", "skew"])
+def test_a_setting_beyond_the_range_of_floats(name):
+    """An integer has no limit, so one that no float can represent is a valid number of seconds."""
+    assert check(**{name: 10**400}).issued_at == NOW
+
+
 def test_the_keys_are_a_keyword_argument():
     """Body and headers may be passed by name, and all others only by name."""
     assert verify(body=BODY, headers=headers_of(token_of()), keys=[KEY], now=NOW).body == BODY

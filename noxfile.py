@@ -79,7 +79,8 @@ def slow(session: nox.Session) -> None:
 def full_size(session: nox.Session) -> None:
     """Run sized tests at full size, and life-cycle tests, in development mode."""
     session.install(".[all]", *group("tests"))
-    sized = ["tests/batch", *test_files("errors", "end_to_end", "state_machine", "stress")]
+    names = ("errors", "end_to_end", "state_machine", "stress")
+    sized = ["tests/batch/test_runner.py", "tests/batch/test_stopping.py", *test_files(*names)]
     specification = [*test_files("specification", "drift"), "tests/webhooks/test_events.py"]
     size = ("--partners", "10000", "--rounds", "50", "--timeout", "900")
     session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)

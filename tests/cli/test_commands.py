@@ -322,7 +322,9 @@ def test_usage_errors_quote_no_value(run, args):
 def test_invalid_usage(plaid, run, args, problem):
     """Invalid usage has status 2 and a message."""
     result = run(*args)
-    assert (result.status, problem in result.err) == (2, True), result.err
+    # Only some releases of cyclopts quote an option.
+    assert problem.replace('"', "") in result.err.replace('"', "")
+    assert result.status == 2
 
 
 def test_a_simulator_on_a_port_that_is_taken(plaid, run):

@@ -241,7 +241,8 @@ def test_invalid_options_of_the_gateway(run, args, problem):
     """Invalid options have status 2; PLAID_ENV is ignored, and no option takes a secret."""
     result = run("gateway", *args)
     assert (result.status, result.out) == (2, "")
-    assert problem in result.err
+    # Only some releases of cyclopts quote an option.
+    assert problem.replace('"', "") in result.err.replace('"', "")
     assert "canary-token" not in result.err
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from attrs import define, field
 
-from plaid_relay_async.batch.operations import Identity
+from plaid_relay_async.batch.operations import RequestIdentity
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.redaction import strip_traceback
@@ -95,7 +95,7 @@ class DuplicateFilter:
         identity: see `BatchOperation.identity`.
     """
 
-    identity: Identity
+    identity: RequestIdentity
     _seen: set[bytes] = field(factory=set, init=False)
 
     def is_duplicate(self, request: object) -> bool:

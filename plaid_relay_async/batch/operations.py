@@ -32,7 +32,7 @@ ReadResult: TypeAlias = BatchResult[Fetched[R], Never]
 
 
 @frozen
-class Identity:
+class RequestIdentity:
     """The fields that identify a request, or its report.
 
     Attributes:
@@ -71,9 +71,9 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     endpoint: codec.Endpoint[Any, Any]
     build_success: Callable[..., OutcomeT]
     result_type: Callable[[], ResultT]
-    identity: Identity = Identity(("relay_token",))
+    identity: RequestIdentity = RequestIdentity(("relay_token",))
     duplicate_message: str = "this relay token is already in the batch"
-    report_identity: Identity = Identity()
+    report_identity: RequestIdentity = RequestIdentity()
     advice: str = OutcomeUnknownError.advice
 
     @property
@@ -163,9 +163,9 @@ CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
     codec.RELAY_CREATE,
     Created,
     CreationResult,
-    identity=Identity(("report_tokens", "secondary_client_id")),
+    identity=RequestIdentity(("report_tokens", "secondary_client_id")),
     duplicate_message="this pair of report and partner is already in the batch",
-    report_identity=Identity(("report_tokens",)),
+    report_identity=RequestIdentity(("report_tokens",)),
 )
 GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
     BatchOperation(codec.RELAY_GET, Fetched, BatchResult)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from attrs import define, field
 
 from plaid_relay_async.batch.input import RequestReader
-from plaid_relay_async.batch.operations import Identity
+from plaid_relay_async.batch.operations import RequestIdentity
 from plaid_relay_async.batch.results import BatchResult
 from plaid_relay_async.cancellation import DrainTracker, wait_until_done
 from plaid_relay_async.certainty import reclassify
@@ -59,7 +59,7 @@ class Sending:
 
     drain_timeout: float
     drains: DrainTracker
-    report_identity: Identity = field(factory=Identity)
+    report_identity: RequestIdentity = field(factory=RequestIdentity)
     reader: RequestReader | None = None
     result: BatchResult[Any, Any] = field(factory=BatchResult)
     calls: dict[asyncio.Task[None], DrainableCall | None] = field(factory=dict, init=False)

@@ -60,6 +60,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._leaper.now
 
+    async def shutdown_default_executor(self, *timeout: Any) -> None:
+        # Its time limit for the threads is real time.
+        self._leaper.threads += 1
+        try:
+            await super().shutdown_default_executor(*timeout)
+        finally:
+            self._leaper.threads -= 1
+
     def run_in_executor(
         self, executor: Executor | None, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:

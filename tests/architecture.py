@@ -56,7 +56,10 @@ MAP = {
     "batch": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "outcomes"), ("attrs",)
     ),
-    "webhooks": AllowedImports((*GROUND_FLOOR, "models", "codec"), ("attrs", "cryptography", "jwt")),
+    "webhooks": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "models", "config", "codec"),
+        ("aiohttp", "attrs", "cryptography", "jwt"),
+    ),
     "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(

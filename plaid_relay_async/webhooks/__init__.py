@@ -28,7 +28,9 @@ try:
         WebhookKeyLookupError,
         WebhookRefusedError,
     )
+    from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
@@ -39,14 +41,19 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "Inbox",
+    "IncomingWebhook",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
+    "Lease",
+    "MemoryInbox",
     "NewAccountsAvailableWebhook",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
     "RefusalReason",
     "StaleWebhookError",
+    "StoredWebhook",
     "UnknownWebhook",
     "UserAccountRevokedWebhook",
     "UserPermissionRevokedWebhook",
@@ -56,6 +63,7 @@ __all__ = [
     "WebhookEvent",
     "WebhookKeyLookupError",
     "WebhookRefusedError",
+    "WebhookState",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",
     "verify",

@@ -30,14 +30,9 @@ try:
         WebhookNotStoredError,
         WebhookRefusedError,
     )
-    from plaid_relay_async.webhooks.inbox import (
-        Inbox,
-        IncomingWebhook,
-        Lease,
-        StoredWebhook,
-        WebhookState,
-    )
+    from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.receiver import ReceiverResponse, WebhookReceiver
     from plaid_relay_async.webhooks.router import Delivery, RetrievedPair, WebhookRouter
@@ -56,6 +51,7 @@ __all__ = [
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
     "Lease",
+    "MemoryInbox",
     "NewAccountsAvailableWebhook",
     "NotStoredReason",
     "PendingDisconnectWebhook",

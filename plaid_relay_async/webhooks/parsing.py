@@ -46,8 +46,8 @@ class ParsedWebhook:
     """The event of a verified webhook.
 
     Attributes:
-        event: the event. One that isn't as Plaid documents it is an `UnknownWebhook` with its fields; that has
-            none if the body isn't a JSON object.
+        event: the event. One that isn't as Plaid documents it is an `UnknownWebhook` with its fields; there
+            are none if the body isn't a JSON object.
         documented: whether it is as Plaid documents it.
     """
 

@@ -88,7 +88,7 @@ class WebhookProcessor:
         self._router = router
         self._journal = journal
         self._settings = settings
-        self._leases: dict[str, Lease] = {}  # those to be renewed, by the ID of the webhook
+        self._leases: set[Lease] = set()  # those to be renewed
         self._running = 0
         self._handler_ended = asyncio.Event()
         self._stopping = False
@@ -147,7 +147,7 @@ class WebhookProcessor:
                 continue
             for lease in leases:
                 self._running += 1
-                self._leases[lease.webhook.id] = lease
+                self._leases.add(lease)
                 group.create_task(self._process(lease))
 
     async def _wait_for(self, wait: Callable[[], Awaitable[object]]) -> None:
@@ -166,14 +166,14 @@ class WebhookProcessor:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._inbox.lease_seconds / 3)
-            for lease in tuple(self._leases.values()):
+            for lease in tuple(self._leases):
                 try:
                     valid = await self._inbox.renew(lease)
                 except Exception as error:  # noqa: BLE001  # any inbox may fail in its own way
                     _log.warning("a webhook's lease wasn't renewed: %s", describe_error(error))
                     continue
-                if not valid and self._leases.pop(lease.webhook.id, None) is not None:
-                    _log_lost_lease(lease)
+                if not valid:
+                    self._lose(lease)
 
     # ----------------------------------------------------------------------------------- one webhook
 
@@ -183,7 +183,7 @@ class WebhookProcessor:
             await self._store_result(lease, await self._run_handler(lease))
         finally:
             self._running -= 1
-            self._leases.pop(lease.webhook.id, None)
+            self._leases.discard(lease)
             self._handler_ended.set()
 
     async def _run_handler(self, lease: Lease) -> StoreResult:
@@ -239,6 +239,7 @@ class WebhookProcessor:
         """Store a result. If the inbox fails for longer than a lease, the handler runs again."""
         loop, failures = asyncio.get_running_loop(), 0
         deadline = loop.time() + self._inbox.lease_seconds
+        valid = False
         while True:
             try:
                 valid = await store()
@@ -252,8 +253,15 @@ class WebhookProcessor:
                 return
             _log.warning("the inbox failed (%s); trying again in %.1f s", problem, seconds)
             await asyncio.sleep(seconds)
-        if not valid and self._leases.pop(lease.webhook.id, None) is not None:
-            _log_lost_lease(lease)
+        if not valid:
+            self._lose(lease)
+
+    def _lose(self, lease: Lease) -> None:
+        """Log once that a lease has expired, and was followed by another one."""
+        if lease in self._leases:
+            self._leases.remove(lease)
+            text = "the lease of webhook %s was lost while its handler ran; the handler may run again"
+            _log.warning(text, lease.webhook.id)
 
 
 def _to_delivery(
@@ -268,11 +276,6 @@ def _to_delivery(
         received_at=webhook.received_at,
         pair=pair,
     )
-
-
-def _log_lost_lease(lease: Lease) -> None:
-    text = "the lease of webhook %s was lost while its handler ran; the handler may run again"
-    _log.warning(text, lease.webhook.id)
 
 
 def _report_crash(task: asyncio.Task[None]) -> None:

@@ -249,7 +249,7 @@ class WebhookReceiver:
         try:
             return await self._webhooks.verify(body.reveal(), headers.reveal())
         except StaleWebhookError as error:
-            # None of Plaid's retries is older, and the inbox might not recognize an older webhook as a replay.
+            # Plaid's retries aren't older, and the inbox might not recognize an older webhook as a replay.
             if self._accept_stale and error.age <= RETRY_SECONDS:
                 return error.webhook
             raise

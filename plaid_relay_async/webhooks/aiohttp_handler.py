@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 
 from plaid_relay_async.webhooks.errors import NotStoredReason, WebhookNotStoredError
 
@@ -29,10 +29,13 @@ def aiohttp_handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaita
         async def read_chunk() -> bytes:
             try:
                 return await request.content.readany()
-            except (OSError, ClientPayloadError):
+            except (OSError, web.RequestPayloadError):
                 raise WebhookNotStoredError.of(NotStoredReason.BODY_INCOMPLETE) from None
 
-        response = await receiver.respond(request.method, request.path, request.headers.items(), read_chunk)
-        return web.Response(status=response.status, headers=response.headers)
+        result = await receiver.respond(request.method, request.path, request.headers.items(), read_chunk)
+        response = web.Response(status=result.status, headers=result.headers)
+        if result.close:
+            response.force_close()
+        return response
 
     return handle

@@ -46,11 +46,9 @@ async def _handle_request(receiver: WebhookReceiver, scope: Scope, receive: Rece
     body = _Body(receive)
     response = await receiver.respond(scope["method"], scope["path"], scope["headers"], body.read_chunk)
     headers = [(b"content-length", b"0")]
-    # HTTP/2 has no such header.
-    unsent = () if scope.get("http_version", "1.1").startswith("1") else ("connection",)
-    headers += [
-        (name.encode(), value.encode()) for name, value in response.headers.items() if name not in unsent
-    ]
+    headers += [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    if response.close and scope.get("http_version", "1.1").startswith("1"):  # HTTP/2 has no such header
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 

@@ -60,10 +60,12 @@ class ReceiverResponse:
     Attributes:
         status: the HTTP status.
         headers: its headers, with names in lower case.
+        close: whether the connection must be closed, because the rest of the request isn't read.
     """
 
     status: int
     headers: Mapping[str, str] = field(factory=dict)
+    close: bool = False
 
 
 class WebhookReceiver:
@@ -299,11 +301,9 @@ def _level_of(error: WebhookError) -> int:
 
 def _to_response(error: WebhookError) -> ReceiverResponse:
     headers = {}
-    match error.reason:
-        case NotStoredReason.WRONG_METHOD:
-            headers["allow"] = "POST"
-        case NotStoredReason.BODY_TOO_LARGE | NotStoredReason.BODY_TOO_SLOW:
-            headers["connection"] = "close"  # the rest of the body isn't read
-        case NotStoredReason.TOO_MANY:
-            headers["retry-after"] = _RETRY_AFTER
-    return ReceiverResponse(error.response_status, headers)
+    if error.reason is NotStoredReason.WRONG_METHOD:
+        headers["allow"] = "POST"
+    if error.reason is NotStoredReason.TOO_MANY:
+        headers["retry-after"] = _RETRY_AFTER
+    unread = error.reason in {NotStoredReason.BODY_TOO_LARGE, NotStoredReason.BODY_TOO_SLOW}
+    return ReceiverResponse(error.response_status, headers, close=unread)

@@ -177,7 +177,7 @@ async def test_a_cancelled_request_frees_its_place(client, inbox):
 async def test_another_method(receiver, method, reasons, clean_logs):
     """Another method than POST is answered with 405 and Allow."""
     response = await respond(receiver, method=method)
-    assert (response.status, response.headers) == (405, {"allow": "POST"})
+    assert (response.status, response.headers, response.close) == (405, {"allow": "POST"}, False)
     assert reasons == ["wrong_method"]
     assert [r.levelno for r in clean_logs.records if r.name == "plaid_relay_async.webhooks"] == [logging.INFO]
 
@@ -216,7 +216,7 @@ async def test_a_long_body_is_not_read_to_its_end(client, inbox, reasons):
         return b" " * 300
 
     response = await receiver.respond("POST", "/", [JSON], read_chunk)
-    assert (response.status, response.headers) == (413, {"connection": "close"})
+    assert (response.status, response.headers, response.close) == (413, {}, True)
     assert read == 4
     with pytest.raises(WebhookNotStoredError, match="body_too_large"):
         await receiver.receive(b" " * 1001, [JSON], "/")
@@ -235,7 +235,7 @@ async def test_a_slow_body_ends_at_the_time_limit(client, inbox, reasons):
         return b" "
 
     response = await receiver.respond("POST", "/", [JSON], read_chunk)
-    assert (response.status, response.headers) == (408, {"connection": "close"})
+    assert (response.status, response.headers, response.close) == (408, {}, True)
     assert reasons == ["body_too_slow"]
 
 

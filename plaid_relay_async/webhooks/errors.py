@@ -122,12 +122,10 @@ class WebhookError(PlaidRelayError):
     """The base class of the errors of webhooks.
 
     Attributes:
-        reason: why, for metrics and logs.
         response_status: the HTTP status with which a receiver should respond. Plaid sends a webhook again
             after any status other than 200.
     """
 
-    reason: str = "error"
     response_status: int = 500
 
     def __str__(self) -> str:
@@ -138,7 +136,6 @@ class WebhookError(PlaidRelayError):
 class RawBodyRequiredError(WebhookError, TypeError):
     """The body isn't bytes, usually because the framework has parsed it; the signature is for the bytes."""
 
-    reason = "raw_body_required"
     advice = (
         "Pass the bytes as received: `await request.read()` in aiohttp, `await request.body()` in Starlette "
         "and FastAPI, `request.body` in Django."
@@ -171,6 +168,7 @@ class StaleWebhookError(WebhookError):
     Attributes:
         webhook: the verified webhook.
         age: its age in seconds.
+        reason: `stale`, for metrics and logs.
     """
 
     reason = "stale"
@@ -192,6 +190,9 @@ class WebhookKeyLookupError(WebhookError):
 
     The `__cause__` is the error of the look-up. There is none if it wasn't tried, because too many look-ups
     have found no key.
+
+    Attributes:
+        reason: `key_lookup_failed`, for metrics and logs.
     """
 
     reason = "key_lookup_failed"

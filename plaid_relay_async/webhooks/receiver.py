@@ -20,7 +20,9 @@ from plaid_relay_async.webhooks.errors import (
     NotStoredReason,
     StaleWebhookError,
     WebhookError,
+    WebhookKeyLookupError,
     WebhookNotStoredError,
+    WebhookRefusedError,
 )
 from plaid_relay_async.webhooks.inbox import RETRY_SECONDS, IncomingWebhook, read_pair_id
 from plaid_relay_async.webhooks.processing import ProcessingSettings, WebhookProcessor, describe_error
@@ -275,7 +277,12 @@ class WebhookReceiver:
         """Log the reason of an error, and pass it to the callback. The response doesn't have it."""
         try:
             yield
-        except WebhookError as error:
+        except (
+            WebhookRefusedError,
+            StaleWebhookError,
+            WebhookKeyLookupError,
+            WebhookNotStoredError,
+        ) as error:
             cause = "" if error.__cause__ is None else f" ({describe_error(error.__cause__)})"
             _log.log(_level_of(error), "a webhook wasn't stored: %s%s", error.reason, cause)
             if self._on_refused is not None:
@@ -300,10 +307,11 @@ def _level_of(error: WebhookError) -> int:
 
 
 def _to_response(error: WebhookError) -> ReceiverResponse:
+    reason = error.reason if isinstance(error, WebhookNotStoredError) else None
     headers = {}
-    if error.reason is NotStoredReason.WRONG_METHOD:
+    if reason is NotStoredReason.WRONG_METHOD:
         headers["allow"] = "POST"
-    if error.reason is NotStoredReason.TOO_MANY:
+    if reason is NotStoredReason.TOO_MANY:
         headers["retry-after"] = _RETRY_AFTER
-    unread = error.reason in {NotStoredReason.BODY_TOO_LARGE, NotStoredReason.BODY_TOO_SLOW}
+    unread = reason in {NotStoredReason.BODY_TOO_LARGE, NotStoredReason.BODY_TOO_SLOW}
     return ReceiverResponse(error.response_status, headers, close=unread)

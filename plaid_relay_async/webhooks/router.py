@@ -45,7 +45,7 @@ class RetrievedPair(Protocol):
         ...
 
     @property
-    def retrieved_at(self) -> datetime | None:
+    def retrieved_at(self) -> datetime:
         """When the partner is first known to have retrieved the report."""
         ...
 

@@ -179,7 +179,7 @@ class WebhookReceiver:
             path: the path of the request, whose last segment may be a pair ID.
 
         Returns:
-            Whether the webhook is new: Plaid may deliver it repeatedly.
+            True if the webhook is new. Plaid may deliver it repeatedly.
 
         Raises:
             WebhookRefusedError: it isn't authentic.

@@ -22,7 +22,15 @@ _KEY_BY_RECORD: Final = {record: key for key, record in WEBHOOK_RECORDS.items()}
 
 
 class RetrievedPair(Protocol):
-    """The pair of a webhook, as the journal knows it: a `PairRecord` of `plaid_relay_async.journal`."""
+    """The pair of a webhook, as the journal knows it: a `PairRecord` of `plaid_relay_async.journal`.
+
+    Attributes:
+        pair_id: the pair ID, which was in the webhook's URL.
+        run: the run that created, or tried to create, the pair's token.
+        secondary_client_id: the partner.
+        outcome: the outcome of the creation, as in the journal's `Record`.
+        retrieved_at: when the partner is first known to have retrieved the report.
+    """
 
     @property
     def pair_id(self) -> str:

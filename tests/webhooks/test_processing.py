@@ -10,7 +10,7 @@ import time
 import anyio
 import pytest
 from attrs import frozen
-from canaries import CREDENTIALS, assert_no_canary
+from canaries import CREDENTIALS, assert_no_canary, package_frames
 from processes import wait_until_async
 from webhook_receiving import FaultyInbox, ready, stored
 
@@ -109,16 +109,20 @@ async def test_a_failure_is_retried(inbox, router, new_receiver, clean_logs):
             raise LookupError("of the handler")
 
     async with new_receiver():
-        await put(inbox)
+        await put(inbox, pair=PAIR)
         await wait_for_states(inbox, WebhookState.DONE)
     (webhook,) = await stored(inbox)
     assert attempts == [(webhook.id, 1), (webhook.id, 2), (webhook.id, 3)]
     assert webhook.error == "LookupError"
-    messages = [r.getMessage() for r in clean_logs.records if r.levelno == logging.ERROR]
+    failures = [record for record in clean_logs.records if record.levelno == logging.ERROR]
+    messages = [record.getMessage() for record in failures]
     assert [message.partition(";")[0] for message in messages] == [
         f"the handler of webhook {webhook.id} failed, attempt {number} of 12" for number in (1, 2)
     ]
     assert "LookupError: of the handler" in clean_logs.text
+    assert PAIR not in clean_logs.text
+    for record in failures:  # as an error tracker would show the package's frames
+        assert_no_canary(package_frames(record.exc_info[1]))
 
 
 async def test_a_dead_letter(inbox, router, new_receiver, caplog):

@@ -111,11 +111,11 @@ class WebhookProcessor:
     async def _drain(self, task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=self._settings.drain)
         if not task.done():
-            _log.warning("%d handlers of webhooks are cancelled; they will run again", self._running)
+            _log.warning("handlers of webhooks that are cancelled, and will run again: %d", self._running)
             task.cancel()
             await asyncio.wait([task], timeout=_RELEASE_SECONDS)
         if not task.done():
-            _log.error("%d handlers of webhooks didn't end when they were cancelled", self._running)
+            _log.error("handlers of webhooks that don't end although they were cancelled: %d", self._running)
 
     # ------------------------------------------------------------------------------------- leases
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
@@ -12,6 +13,7 @@ import pytest
 from attrs import frozen
 from canaries import CREDENTIALS, assert_no_canary, package_frames
 from processes import wait_until_async
+from virtual_clock import run_virtually
 from webhook_receiving import FaultyInbox, ready, stored
 
 from plaid_relay_async import RelayClient
@@ -481,7 +483,7 @@ async def test_a_handler_that_is_running_at_the_end_is_cancelled(inbox, router, 
         await put(inbox)
         await started.wait()
     assert cancelled == [1]
-    assert "1 handlers of webhooks are cancelled" in caplog.text
+    assert "will run again: 1" in caplog.text
     (lease,) = await inbox.lease(1)
     assert (lease.webhook.attempts, lease.webhook.error) == (2, "CancelledError")
 
@@ -502,6 +504,32 @@ async def test_a_handler_that_ends_although_it_is_cancelled(inbox, router, new_r
         await put(inbox)
         await started.wait()
     assert await state_of(inbox) is WebhookState.DONE
+
+
+def test_a_handler_that_does_not_end(inbox, router, new_receiver, caplog):
+    """A handler that goes on although it was cancelled delays the end by some seconds at most."""
+
+    async def serve() -> float:
+        started, released = asyncio.Event(), asyncio.Event()
+
+        @router.default
+        async def handle(delivery):
+            started.set()
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+
+        async with new_receiver(drain=1.0):
+            await put(inbox)
+            await started.wait()
+            leaving = asyncio.get_running_loop().time()
+        seconds = asyncio.get_running_loop().time() - leaving
+        released.set()
+        await wait_for_states(inbox, WebhookState.DONE)
+        return seconds
+
+    assert 6 <= run_virtually(serve()) < 7
+    assert "don't end although they were cancelled: 1" in caplog.text
 
 
 async def test_an_inbox_that_hangs_at_the_end(inbox, router, new_receiver):

@@ -166,21 +166,29 @@ class WebhookProcessor:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._inbox.lease_seconds / 3)
-            for lease in tuple(self._leases):
-                try:
-                    valid = await self._inbox.renew(lease)
-                except Exception as error:  # noqa: BLE001  # any inbox may fail in its own way
-                    _log.warning("a webhook's lease wasn't renewed: %s", describe_error(error))
-                    continue
-                if not valid:
-                    self._lose(lease)
+            await asyncio.gather(*map(self._renew, self._leases))
+
+    async def _renew(self, lease: Lease) -> None:
+        try:
+            valid = await self._inbox.renew(lease)
+        except Exception as error:  # noqa: BLE001  # any inbox may fail in its own way
+            _log.warning(
+                "the lease of webhook %s wasn't renewed: %s", lease.webhook.id, describe_error(error)
+            )
+            return
+        if not valid and lease in self._leases:
+            self._leases.remove(lease)
+            text = "the lease of webhook %s was lost while its handler runs; the handler may run again"
+            _log.warning(text, lease.webhook.id)
 
     # ----------------------------------------------------------------------------------- one webhook
 
     async def _process(self, lease: Lease) -> None:
         """Run the handler of a leased webhook, and store the result."""
         try:
-            await self._store_result(lease, await self._run_handler(lease))
+            store = await self._run_handler(lease)
+            self._leases.discard(lease)  # a renewal that comes after the result would look like a lost lease
+            await self._store_result(lease, store)
         finally:
             self._running -= 1
             self._leases.discard(lease)
@@ -254,13 +262,7 @@ class WebhookProcessor:
             _log.warning("the inbox failed (%s); trying again in %.1f s", problem, seconds)
             await asyncio.sleep(seconds)
         if not valid:
-            self._lose(lease)
-
-    def _lose(self, lease: Lease) -> None:
-        """Log once that a lease has expired, and was followed by another one."""
-        if lease in self._leases:
-            self._leases.remove(lease)
-            text = "the lease of webhook %s was lost while its handler ran; the handler may run again"
+            text = "the result of webhook %s wasn't stored, because its lease was lost; it may run again"
             _log.warning(text, lease.webhook.id)
 
 

@@ -360,23 +360,38 @@ async def test_a_lease_is_renewed_while_the_handler_runs(router, new_receiver, i
     assert inbox.calls["renew"] > 3
 
 
+async def test_a_renewal_during_the_end_of_a_lease(inbox, router, new_receiver, caplog):
+    """A renewal that the inbox executes after the result isn't taken for a lost lease."""
+
+    @router.default
+    async def handle(delivery):
+        await wait_until_async(lambda: inbox.calls["renew"])  # it is in progress when the handler ends
+
+    inbox.lease_seconds = 0.1
+    inbox.delays["renew"] = 0.2
+    async with new_receiver():
+        await put(inbox)
+        await wait_for_states(inbox, WebhookState.DONE)
+        await asyncio.sleep(0.3)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("noticed_by", ["renew", "complete"])
 async def test_a_lost_lease_is_logged(inbox, router, new_receiver, noticed_by, caplog):
-    """If another process has the lease, the log says so once, and the result isn't stored."""
+    """If another process has the lease, the log says so, and the result isn't stored."""
 
     @router.default
     async def handle(delivery):
         entry = inbox._entries[delivery.idempotency_key]
         entry.fencing_token += 1  # as the lease of another process would
         if noticed_by == "renew":
-            await wait_until_async(lambda: "was lost" in caplog.text)
+            await wait_until_async(lambda: "was lost while its handler runs" in caplog.text)
 
     inbox.lease_seconds = 0.3
     async with new_receiver(drain=5.0):
         await put(inbox)
-        await wait_until_async(lambda: "was lost" in caplog.text)
-        await wait_until_async(lambda: inbox.calls["complete"] == 1)
-    assert caplog.text.count("was lost") == 1
+        await wait_until_async(lambda: "wasn't stored, because its lease was lost" in caplog.text)
+    assert caplog.text.count("was lost") == (2 if noticed_by == "renew" else 1)
     assert await state_of(inbox) is WebhookState.PENDING
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from random import Random
 
 import pytest
 from canaries import CREDENTIALS, assert_error_is_clean, assert_no_canary
@@ -276,6 +278,46 @@ async def test_stale_webhooks_need_a_durable_inbox(client):
     """A receiver that would accept replays after a restart can't be created."""
     with pytest.raises(ConfigurationError, match="needs a durable inbox"):
         WebhookReceiver(client.webhooks, MemoryInbox(), accept_stale=True)
+
+
+# --------------------------------------------------------------------------------- faults at random
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_faults_at_random(client, seed):
+    """Whatever fails, each webhook that was acknowledged is done or a dead letter in the end, and is one."""
+    rng, inbox, router, calls = Random(seed), FaultyInbox(lease_seconds=0.5), WebhookRouter(), Counter()
+
+    @router.default
+    async def handle(delivery):
+        calls[delivery.idempotency_key] += 1
+        await asyncio.sleep(rng.random() * 0.01)
+        if rng.random() < 0.3:
+            raise LookupError
+
+    settings = {"backoff": 0.001, "max_backoff": 0.01, "max_attempts": 5, "concurrency": 3, "drain": 0.001}
+    receivers = [WebhookReceiver(client.webhooks, inbox, router, **settings) for _ in range(3)]
+
+    async def deliver(body):
+        """Deliver a webhook until it is acknowledged, as Plaid does, to a receiver that may be closing."""
+        while (await respond(rng.choice(receivers), body)).status != 200:
+            await asyncio.sleep(0.001)
+
+    bodies = [ready(str(number)) for number in range(60)]
+    deliveries = [body for body in bodies for _ in range(rng.choice((1, 1, 2, 3)))]
+    rng.shuffle(deliveries)
+    for name in ("add", "lease", "complete", "retry"):
+        inbox.failures[name] = rng.randrange(4)
+    async with receivers[0]:
+        async with receivers[1]:  # it is left in the middle, and cancels its handlers
+            await asyncio.gather(*map(deliver, deliveries[:40]))
+        async with receivers[2]:
+            await asyncio.gather(*map(deliver, deliveries[40:]))
+            while any(each.state is WebhookState.PENDING for each in await stored(inbox)):
+                await asyncio.sleep(0.01)
+    webhooks = await stored(inbox)
+    assert sorted(each.body for each in webhooks) == sorted(bodies)
+    assert all(calls[each.id] >= 1 for each in webhooks)
 
 
 # ----------------------------------------------------------------------------------------- the rest

@@ -6,7 +6,6 @@ execution by the operation's handler, and the response or the fault's effect. `d
 
 import asyncio
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -58,6 +57,7 @@ _SHUTDOWN_TIMEOUT = 0.4  # seconds; aiohttp waits twice, for handlers to end and
 # A bigger report is encoded in a thread: at this limit, that takes up to 40 ms.
 _THREAD_MIN_RECORDS = 1_000
 _CACHED_BODIES = 4  # of these big reports
+_MAX_ADVANCE = 1e9
 _NOT_STARTED = "this simulator is not started: use `async with`, or await its start()"
 
 
@@ -329,11 +329,11 @@ class Simulator:
             seconds: how far the time is moved. With 0, the attempts that are due now are made.
 
         Raises:
-            ValueError: `seconds` is negative or not finite.
+            ValueError: `seconds` is not from 0 to 1e9.
             RuntimeError: the simulator is not started.
         """
-        if not 0 <= seconds < math.inf:
-            raise ValueError("seconds: must be a finite number of at least 0")
+        if not 0 <= seconds <= _MAX_ADVANCE:
+            raise ValueError("seconds: must be a number from 0 to 1e9")
         target = self.world.time() + seconds
         while True:
             if self._runner is None:
@@ -477,7 +477,12 @@ class Simulator:
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
                 return await build_response(request, self._replace_script(await request.read()))
-        error = "not found; the simulator's own paths are GET /_simulator/ledger and POST /_simulator/faults"
+            case "POST", "/_simulator/advance":
+                return await build_response(request, await self._advance(await request.read()))
+        error = (
+            "not found; the simulator's own paths are GET /_simulator/ledger, POST /_simulator/faults and "
+            "POST /_simulator/advance"
+        )
         return await build_response(request, json_response(404, {"error": error}))
 
     def _replace_script(self, raw: bytes) -> Response:
@@ -488,6 +493,19 @@ class Simulator:
         self.clear_faults()
         self.fail(*faults)
         return json_response(200, {"faults": len(faults)})
+
+    async def _advance(self, raw: bytes) -> Response:
+        match parse_object(raw):
+            case {"seconds": bool()}:
+                pass
+            case {"seconds": int() | float() as seconds, **more} if not more and 0 <= seconds <= _MAX_ADVANCE:
+                try:
+                    await self.advance(seconds)
+                except RuntimeError:  # the simulator was closed
+                    raise ConnectionAbortedError from None
+                return json_response(200, {"seconds": seconds})
+        error = 'the body must be an object such as {"seconds": 30}, with a number from 0 to 1e9'
+        return json_response(400, {"error": error})
 
     async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
         """Send the ledger as JSON Lines, a thousand at a time.

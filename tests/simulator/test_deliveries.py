@@ -661,11 +661,42 @@ async def test_the_memory_is_bounded(plaid, send, receiver):
     assert (len(plaid.sent_webhooks), len(plaid.world.agenda)) == (10_000, 0)
 
 
-@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
-async def test_advance_by_an_invalid_time(plaid, seconds):
-    """The time can only be moved forward, by a finite time."""
-    with pytest.raises(ValueError, match="seconds: must be"):
+@pytest.mark.parametrize("seconds", [-1, 1.1e9, float("nan")])
+async def test_advance_by_an_invalid_time(api, plaid, seconds):
+    """The time can only be moved forward, and not without limit."""
+    with pytest.raises(ValueError, match="seconds: must be a number from 0 to 1e9"):
         await plaid.advance(seconds)
+    assert (await api("/_simulator/advance", {"seconds": seconds}, client=None)).status == 400
+
+
+@pytest.mark.parametrize("body", [{}, [], {"seconds": True}, {"seconds": "1"}, {"seconds": 1, "more": 1}])
+async def test_advance_with_an_invalid_body(api, body):
+    """A request to move the time has exactly one field, a number."""
+    response = await api("/_simulator/advance", body, client=None)
+    assert response.status == 400
+    assert response.json["error"].startswith('the body must be an object such as {"seconds": 30}')
+
+
+async def test_advance_over_http(api, plaid, send, receiver):
+    """Another process can move the time, and its request ends with the attempts."""
+    receiver.respond_with((500, {}))
+    send("ERROR")
+    response = await api("/_simulator/advance", {"seconds": 30}, client=None)
+    assert (response.status, response.json) == (200, {"seconds": 30})
+    assert moments(receiver) == [0, 30]
+    assert plaid.counts == {}
+
+
+async def test_close_during_advance_over_http(api, plaid, send, receiver):
+    """The end of the simulator ends the request without a response."""
+    receiver.respond = asyncio.Event().wait
+    send("ERROR")
+    advancing = asyncio.create_task(api("/_simulator/advance", {"seconds": 60}, client=None))
+    while not receiver.received:
+        await asyncio.sleep(0.001)
+    await plaid.close()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await advancing
 
 
 async def test_advance_without_a_start():

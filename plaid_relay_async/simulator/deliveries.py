@@ -67,7 +67,7 @@ class Deliveries:
         self._planned: dict[int, Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._is_open = False
         self._timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._agenda.on_add = self._set_timer
@@ -77,19 +77,12 @@ class Deliveries:
     def start(self) -> None:
         """Make the attempts that are due, from now on and until `close`."""
         self._loop = asyncio.get_running_loop()
-        # A connection for each attempt: one that is kept may belong to a receiver that was restarted.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True, limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),
-        )
+        self._is_open = True
         self._set_timer()
 
     async def close(self) -> None:
         """Stop. Attempts without a response count as failed, and are repeated after another `start`."""
-        session, self._session = self._session, None
-        if session is None:
-            return
+        self._is_open = False
         self._set_timer()
         # A task that is cancelled before it has begun couldn't plan the next attempt.
         await asyncio.sleep(0)
@@ -97,7 +90,6 @@ class Deliveries:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await session.close()
 
     def add_faults(self, faults: Iterable[WebhookFault]) -> None:
         """Append rules to the script."""
@@ -122,7 +114,7 @@ class Deliveries:
         self._set_timer()
 
     def _is_free(self) -> bool:
-        return self._session is not None and len(self._tasks) < _CONCURRENCY
+        return self._is_open and len(self._tasks) < _CONCURRENCY
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -213,29 +205,11 @@ class Deliveries:
         if fault.lose:
             return _Result(error="lost, as a fault says")
         async with asyncio.TaskGroup() as group:
-            copies = [group.create_task(self._post(url, body, headers)) for _ in range(1 + fault.duplicates)]
+            copies = [group.create_task(_post(url, body, headers)) for _ in range(1 + fault.duplicates)]
         results = [copy.result() for copy in copies]
         if fault.ignore_response:
             return _Result(error="the response was ignored, as a fault says")
         return next((result for result in results if result.status == 200), results[0])
-
-    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> _Result:
-        session = self._session
-        if session is None:  # closed since this task was created
-            return _Result(error="the simulator was closed")
-        try:
-            async with (
-                # aiohttp's own timeout is up to a second longer.
-                asyncio.timeout(_RESPONSE_TIMEOUT),
-                # A redirect could lead away from this machine.
-                session.post(url, data=body, headers=headers, allow_redirects=False) as response,
-            ):
-                status = response.status
-                return _Result(status, response.headers.get("Retry-After"), _describe(status))
-        except TimeoutError:
-            return _Result(error=f"no response within {_RESPONSE_TIMEOUT:.0f} seconds")
-        except (aiohttp.ClientError, OSError) as error:
-            return _Result(error=type(error).__name__)
 
     def _finish(self, webhook: SentWebhook, result: _Result) -> None:
         """Record the result of an attempt, and plan the next one if there has to be one.
@@ -266,8 +240,23 @@ class Deliveries:
         return delay
 
 
-def _describe(status: int) -> str | None:
-    return None if status == 200 else f"the status is {status}"
+async def _post(url: str, body: bytes, headers: dict[str, str]) -> _Result:
+    """Send a webhook once, on a connection of its own: another one may belong to a previous receiver."""
+    try:
+        async with (
+            # aiohttp's own timeout is up to a second longer.
+            asyncio.timeout(_RESPONSE_TIMEOUT),
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session,
+            # A redirect could lead away from this machine.
+            session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            status = response.status
+            error = None if status == 200 else f"the status is {status}"
+            return _Result(status, response.headers.get("Retry-After"), error)
+    except TimeoutError:
+        return _Result(error=f"no response within {_RESPONSE_TIMEOUT:.0f} seconds")
+    except (aiohttp.ClientError, OSError) as error:
+        return _Result(error=type(error).__name__)
 
 
 def read_retry_after(value: str, now: float) -> float | None:

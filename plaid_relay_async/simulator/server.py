@@ -197,7 +197,7 @@ class Simulator:
 
     @property
     def webhooks(self) -> Sequence[Mapping[str, str]]:
-        """The webhooks that `/sandbox/item/fire_webhook` has fired, in order; `sent_webhooks` has all.
+        """Those of `sent_webhooks` that `/sandbox/item/fire_webhook` has fired.
 
         Each has `webhook_type`, `webhook_code`, `item_id`, the Item's webhook `url`, and the `request_id` of
         the response.

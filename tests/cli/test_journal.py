@@ -117,6 +117,31 @@ def test_tokens_of_another_run(plaid, run, partners, journal_path):
     ]
 
 
+def test_a_pair_id_in_a_webhook_requires_a_journal(plaid, run, partners, tmp_path, monkeypatch):
+    """Without a journal, it is a wrong usage or a wrong input, and nothing is sent; in a run, it is accepted."""
+    webhook = "https://lender.example/{pair}"
+    report = ("--report-token", REPORT)
+    rows = tmp_path / "in.csv"
+    rows.write_text(f"secondary_client_id,webhook\np0,\np1,{webhook}\n")
+    for arguments, place in (
+        (("create", *report, "--partner", "p0", "--webhook", webhook), "--webhook"),
+        (("bulk", partners(1), *report, "--webhook", webhook), "--webhook"),
+        (("bulk", rows, *report, "--dry-run"), "in.csv:3: webhook"),
+        (("bulk", rows, *report), "in.csv:3: webhook"),
+    ):
+        result = run(*arguments)
+        assert result.status == 2
+        assert f"{place}: contains {{pair}}, which requires --journal" in result.err
+    wrong = run("bulk", partners(1), *report, "--webhook", "https://lender.example/{id}")
+    assert (wrong.status, "--webhook: may contain braces only in {pair}" in wrong.err) == (2, True)
+    assert not plaid.requests
+    monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
+    recorded = ("--journal", tmp_path / "relay.db", "--run", "nov")
+    assert run("bulk", rows, *report, "--webhook", webhook, *recorded).status == 0
+    assert run("create", *report, "--partner", "p2", "--webhook", webhook, *recorded).status == 0
+    assert len(plaid.ledger) == 3
+
+
 def test_a_journal_that_fails_during_a_run(start, run, partners, journal_path, tmp_path):
     """Each row has a line, and each token is in one, even if it was not recorded; the status is 1."""
     plaid = start(latency=0.02)

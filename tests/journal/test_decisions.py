@@ -39,6 +39,7 @@ def row(state, *, run=1, number=1, token="t", holds_pair=True, error=None):
         status=None,
         token=token if state is CreationState.CREATED else None,
         token_digest=None,
+        retrieved_at=None,
     )
 
 

@@ -450,7 +450,7 @@ class Journal:
             raise ConfigurationError("retrieved_at must have a time zone")
         if not _PAIR_ID.fullmatch(pair_id):
             return None
-        values = {"pair": pair_id, "at": None if retrieved_at is None else retrieved_at.timestamp()}
+        values = {"pair_id": pair_id, "time": None if retrieved_at is None else retrieved_at.timestamp()}
 
         def record(connection: Connection) -> int | None:
             statement = statements_for(self._database.kind).record_retrieval

@@ -339,8 +339,8 @@ class Statements:
 
     @staticmethod
     def _record_retrieval() -> Any:
-        row, at = entries.alias("row"), func.coalesce(bindparam("at", type_=Float), now())
-        of_pair = select(row.c.id).where(row.c.pair == bindparam("pair"))
+        row, at = entries.alias("row"), func.coalesce(bindparam("time", type_=Float), now())
+        of_pair = select(row.c.id).where(row.c.pair == bindparam("pair_id"))
         holding = of_pair.where(row.c.holds_pair == true())
         # The last two conditions are those of the partial index "relay_entries_heirs".
         latest = (

@@ -63,7 +63,7 @@ MAP = {
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
-    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
+    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography", "yarl")),
     "gateway": AllowedImports(
         (
             *GROUND_FLOOR,

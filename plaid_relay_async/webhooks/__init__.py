@@ -1,4 +1,4 @@
-"""Webhooks: those that Plaid sends are verified, and become events.
+"""Webhooks: those that Plaid sends are verified, stored, and delivered to handlers as events.
 
 It requires the extra `webhooks`. `RelayClient.webhooks` looks up the keys as well.
 
@@ -21,15 +21,21 @@ try:
         WebhookUpdateAcknowledgedWebhook,
     )
     from plaid_relay_async.webhooks.errors import (
+        NotStoredReason,
         RawBodyRequiredError,
         RefusalReason,
         StaleWebhookError,
         WebhookError,
         WebhookKeyLookupError,
+        WebhookNotStoredError,
         WebhookRefusedError,
     )
+    from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
+    from plaid_relay_async.webhooks.receiver import ReceiverResponse, WebhookReceiver
+    from plaid_relay_async.webhooks.router import Delivery, RetrievedPair, WebhookRouter
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
 except ModuleNotFoundError as error:
@@ -39,14 +45,23 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "Delivery",
+    "Inbox",
+    "IncomingWebhook",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
+    "Lease",
+    "MemoryInbox",
     "NewAccountsAvailableWebhook",
+    "NotStoredReason",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
+    "ReceiverResponse",
     "RefusalReason",
+    "RetrievedPair",
     "StaleWebhookError",
+    "StoredWebhook",
     "UnknownWebhook",
     "UserAccountRevokedWebhook",
     "UserPermissionRevokedWebhook",
@@ -55,7 +70,11 @@ __all__ = [
     "WebhookError",
     "WebhookEvent",
     "WebhookKeyLookupError",
+    "WebhookNotStoredError",
+    "WebhookReceiver",
     "WebhookRefusedError",
+    "WebhookRouter",
+    "WebhookState",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",
     "verify",

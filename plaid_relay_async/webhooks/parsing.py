@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attrs import frozen
+
 from plaid_relay_async import codec, models
 from plaid_relay_async.errors import ResponseDecodeError
 from plaid_relay_async.redaction import Hidden, strip_traceback
@@ -37,3 +39,29 @@ def parse(body: bytes) -> models.WebhookEvent:
     except ResponseDecodeError as error:
         error.body, error.advice = Hidden(body), _ADVICE
         raise
+
+
+@frozen
+class ParsedWebhook:
+    """The event of a verified webhook.
+
+    Attributes:
+        event: the event. One that isn't as Plaid documents it is an `UnknownWebhook` with its fields; there
+            are none if the body isn't a JSON object.
+        documented: whether it is as Plaid documents it.
+    """
+
+    event: models.WebhookEvent
+    documented: bool
+
+
+def parse_leniently(body: bytes) -> ParsedWebhook:
+    """Return the event of a verified webhook, whatever it is."""
+    try:
+        return ParsedWebhook(parse(body), documented=True)
+    except ResponseDecodeError:
+        pass
+    try:
+        return ParsedWebhook(codec.from_json(body, models.UnknownWebhook), documented=False)
+    except ResponseDecodeError:
+        return ParsedWebhook(models.UnknownWebhook(), documented=False)

@@ -76,12 +76,16 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
     raise WebhookRefusedError.of(RefusalReason.MALFORMED_TOKEN)
 
 
-def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
+def header_pairs(headers: Mapping[str, str] | HeaderPairs) -> list[tuple[str, str]]:
+    """Return the headers as pairs of a name in lower case and a value."""
     # Not every multi-valued mapping is a `Mapping`; each has `items`, which repeats a name for each value.
     items = getattr(headers, "items", None)
     pairs: Any = headers if items is None else items()
-    values = [_to_text(value) for name, value in pairs if _to_text(name).lower() == _HEADER_NAME]
-    match values:
+    return [(_to_text(name).lower(), _to_text(value)) for name, value in pairs]
+
+
+def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
+    match [value for name, value in header_pairs(headers) if name == _HEADER_NAME]:
         case []:
             raise WebhookRefusedError.of(RefusalReason.NO_HEADER)
         # WSGI servers, and with them Django, join headers of the same name with a comma.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from journal_support import (
     KEY,
     create_in_run,
@@ -14,6 +17,7 @@ from journal_support import (
     read_records,
     tokens_per_partner,
 )
+from processes import wait_until_async
 from raw_http import build_response
 from recorder import Recorder
 from sqlalchemy import select, update
@@ -22,15 +26,19 @@ from support import CREATE, OWNER
 from plaid_relay_async import (
     BatchStoppedError,
     ConfigurationError,
+    Credentials,
     DuplicateRequestError,
     OutcomeUnknownError,
     RelayClient,
     RelayCreateRequest,
     RequestValidationError,
 )
+from plaid_relay_async.inbox import SQLInbox
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.schema import entries
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.webhooks import WebhookReceiver, WebhookRouter
+from plaid_relay_async.webhooks.aiohttp_handler import aiohttp_handler
 from plaid_relay_async.webhooks.inbox import read_pair_id
 
 pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
@@ -246,19 +254,52 @@ async def test_a_retry_belongs_to_the_latest_attempt(plaid, client, report, url)
         assert (await journal.status("x")).unknown_with_token == 1
 
 
+@asynccontextmanager
+async def receiving(client, journal, inbox):
+    """Run a receiver of webhooks that records retrievals in a journal, and yield its URL and the pairs."""
+    router, pairs = WebhookRouter(), []
+
+    @router.default
+    async def add_pair(delivery):
+        pairs.append(delivery.pair)
+
+    async with WebhookReceiver(client.webhooks, inbox, router, journal=journal) as receiver:
+        app = web.Application()
+        app.router.add_route("*", "/relay/{pair}", aiohttp_handler(receiver))
+        async with TestServer(app) as server:
+            yield str(server.make_url("/relay/")), pairs
+
+
 async def test_a_hundred_unknown_pairs_are_known_to_have_a_token(plaid, client, report, url):
-    """Plaid acts, and all responses are lost; each partner retrieves the report with its token."""
-    await make_unknown(plaid, client, report, url, count=100)
-    assert len(plaid.ledger) == 100
-    async with Journal(url, key=KEY) as journal:
-        pairs = await pair_ids(url)
-        retrieved = await asyncio.gather(*(journal.record_retrieval(pair) for pair in pairs.values()))
-        assert {(each.secondary_client_id, each.outcome) for each in retrieved} == {
-            (f"p{n}", "unknown") for n in range(100)
+    """Plaid acts, all responses are lost, and each partner reads the report: its webhook proves the token."""
+    partners = [f"p{n}" for n in range(100)]
+
+    async def read_report(entry):
+        credentials = Credentials(entry["secondary_client_id"], "secret")
+        async with RelayClient(credentials, base_url=plaid.url) as partner:
+            await partner.relay.get(entry["relay_token"])
+
+    async with (
+        SQLInbox(url, key=KEY) as inbox,
+        Journal(url, run="x", key=KEY) as journal,
+        receiving(client, journal, inbox) as (address, pairs),
+    ):
+        plaid.fail(Fault(path=CREATE, close=True, when="after"))
+        requests = list(RelayCreateRequest.fan_out([report], partners, webhook=f"{address}{{pair}}"))
+        lost = await client.relay.create_many(requests, journal=journal)
+        plaid.clear_faults()
+        assert (lost.counts, len(plaid.ledger)) == ({"unknown": 100}, 100)
+        await asyncio.gather(*map(read_report, plaid.ledger))
+        await plaid.advance()
+        await wait_until_async(lambda: len(pairs) == 100)
+        assert {(pair.secondary_client_id, pair.run, pair.outcome) for pair in pairs} == {
+            (partner, "x", "unknown") for partner in partners
         }
         status = await journal.status("x")
         assert (status.counts, status.unknown_with_token) == ({"unknown": 100}, 100)
-        assert all(each.retrieved_at for each in await read_records(journal, "x"))
-    result, _ = await create_in_run(client, report, url, "x", 100, retry_unknown=True)
-    assert result.counts == {"failed": 100}
+        assert all(record.retrieved_at for record in await read_records(journal, "x"))
+    async with Journal(url, run="x", key=KEY, retry_unknown=True) as journal:
+        retried = await client.relay.create_many(requests, journal=journal)
+    assert retried.counts == {"failed": 100}
+    assert all(isinstance(outcome.error, DuplicateRequestError) for outcome in retried.failed)
     assert len(plaid.ledger) == 100

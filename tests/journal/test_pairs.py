@@ -303,3 +303,24 @@ async def test_a_hundred_unknown_pairs_are_known_to_have_a_token(plaid, client, 
     assert retried.counts == {"failed": 100}
     assert all(isinstance(outcome.error, DuplicateRequestError) for outcome in retried.failed)
     assert len(plaid.ledger) == 100
+
+
+async def test_a_retrieval_while_another_attempt_takes_the_pair(plaid, client, report, postgres):
+    """It waits for that transaction, and the first attempt keeps the proof: the pair isn't created again."""
+    await postgres.reset()
+    await make_unknown(plaid, client, report, postgres.url)
+    await make_unknown(plaid, client, report, postgres.url, "y", 1, retry_unknown=True)
+    swap = [
+        "UPDATE relay_entries SET claim = false WHERE claim",
+        "UPDATE relay_entries SET claim = true, state = 'begun' WHERE run_id = 1",
+    ]
+    async with Journal(postgres.url, key=KEY) as journal:
+        pairs = await pair_ids(postgres.url)
+        async with postgres.transaction(*swap):
+            recording = asyncio.ensure_future(journal.record_retrieval(pairs["p0"]))
+            await postgres.wait_for_waiting()
+        record = await recording
+    assert (record.run, record.outcome) == ("y", "unknown")
+    result, _ = await create_in_run(client, report, postgres.url, "z", retry_unknown=True)
+    assert result.counts == {"failed": 1}
+    assert tokens_per_partner(plaid) == {"p0": 2}

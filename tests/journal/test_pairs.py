@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from attrs import evolve
 from journal_support import (
     KEY,
     create_in_run,
@@ -21,7 +22,7 @@ from processes import wait_until_async
 from raw_http import build_response
 from recorder import Recorder
 from sqlalchemy import select, update
-from support import CREATE, OWNER
+from support import CREATE, OWNER, QUICK
 
 from plaid_relay_async import (
     BatchStoppedError,
@@ -234,6 +235,29 @@ async def test_a_retrieval_during_a_retry_is_seen_by_its_intent(plaid, client, r
         with pytest.raises(DuplicateRequestError):
             await retrying.relay.create([report], "p0", journal=journal)
     assert len(plaid.ledger) == 1
+
+
+async def test_a_retrieval_between_two_attempts_of_a_call(plaid, client, report, url):
+    """The second attempt of the call is recorded in the same row, which keeps the time."""
+
+    class BeforeSecondAttempt:
+        attempts = 0
+
+        async def acquire(self, _):
+            self.attempts += 1
+            if self.attempts == 2:
+                assert (await retrieve(url)).outcome == "in_flight"
+
+    limiter, always = BeforeSecondAttempt(), evolve(QUICK, replay="always", attempts=2)
+    plaid.fail(Fault(path=CREATE, status=500, when="after"))
+    async with (
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=limiter) as repeating,
+        Journal(url, run="x", key=KEY) as journal,
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await repeating.relay.create([report], "p0", journal=journal, retry=always)
+        status = await journal.status("x")
+    assert (limiter.attempts, status.counts, status.unknown_with_token) == (2, {"unknown": 1}, 1)
 
 
 async def test_a_retry_belongs_to_the_latest_attempt(plaid, client, report, url):

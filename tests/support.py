@@ -120,6 +120,9 @@ class ForwardingRecorder:
     earlier_in_doubt_error: Any = None
     journalled: bool = True
 
+    def request_to_send(self, request: Any) -> Any:
+        return request
+
     async def record_intent(self) -> None:
         await self.journal.record_intent(self.request)
 

@@ -6,7 +6,7 @@ from datetime import date
 from decimal import Decimal
 
 import pytest
-from attrs import fields, has
+from attrs import evolve, fields, has
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +43,24 @@ TOKEN = "assets-sandbox-11111111-1111-1111-1111-111111111111"
         (([TOKEN], "p\0"), "secondary_client_id contains whitespace or control characters"),
         ((["t\udcff"], "p"), "report_tokens[0] contains a lone surrogate"),
         (([TOKEN], "p", 5), "webhook must be a string"),
+        *(
+            (
+                ([TOKEN], "p", f"https://lender.example{rest}"),
+                "webhook may contain braces only in {pair}, once",
+            )
+            for rest in (
+                "/{pair}/x",
+                "/{pair}/",
+                "/x{pair}",
+                "/{pair}/{pair}",
+                "/?id={pair}",
+                "/{x}",
+                "#/{pair}",
+            )
+        ),
+        (([TOKEN], "p", "https://{pair}"), "webhook may contain braces only in {pair}, once"),
+        (([TOKEN], "p", "https://{pair}/{pair}"), "webhook may contain braces only in {pair}, once"),
+        (([TOKEN], "p", "https://lender.example/%7bpair%7D"), "webhook contains %7Bpair%7D: write {pair}"),
         (
             ([TOKEN], "p;https://lender.example/relay"),
             "secondary_client_id contains a quote, a comma or a semicolon",
@@ -309,6 +327,19 @@ def test_any_other_partner_is_accepted(partner):
     """All other characters are accepted, because Plaid may change its identifiers."""
     assert RelayCreateRequest([TOKEN], partner).secondary_client_id == partner
     assert next(RelayCreateRequest.fan_out([TOKEN], [partner])).secondary_client_id == partner
+
+
+@pytest.mark.parametrize("end", ["", "?lender=1", "#fragment"])
+def test_a_pair_id_in_a_webhook(end):
+    """The pair ID replaces `{pair}`, and the caller's request isn't changed."""
+    request = RelayCreateRequest([TOKEN], "p", f"https://lender.example/relay/{{pair}}{end}")
+    assert request.needs_pair_id
+    sent = request.with_pair_id("0a")
+    assert (sent.webhook, sent.needs_pair_id) == (f"https://lender.example/relay/0a{end}", False)
+    assert evolve(sent, webhook=request.webhook) == request
+    assert sent.with_pair_id("0b") is sent
+    plain = RelayCreateRequest([TOKEN], "p")
+    assert (plain.needs_pair_id, plain.with_pair_id("0b")) == (False, plain)
 
 
 @pytest.mark.parametrize("url", ["https://a.example/x,y;z'", "https://a.example:8443/?a=1&b=%22"])

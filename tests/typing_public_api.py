@@ -73,6 +73,9 @@ class CustomRecorder:
     earlier_in_doubt_error = None
     journalled = True
 
+    def request_to_send(self, request: RelayCreateRequest) -> RelayCreateRequest:
+        return request
+
     async def record_intent(self) -> None: ...
     async def record_outcome(self, outcome: Outcome) -> None: ...
     def release(self) -> None: ...

@@ -20,6 +20,7 @@ from plaid_relay_async.batch.results import OutcomeT
 from plaid_relay_async.batch.stopping import Sending, skipped_request_error
 from plaid_relay_async.certainty import error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
+from plaid_relay_async.models.relay import needs_journal_error
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
 SendFunction: TypeAlias = Callable[..., Awaitable[Any]]
@@ -105,6 +106,9 @@ class TrackedCall(Generic[OutcomeT]):
         tell whether the pair has an outcome. The next recorder looks the pair up.
         """
         if self.acquire_recorder is None:
+            if self.operation.needs_journal(self.request):
+                self.sending.stop_with_error(needs_journal_error())
+                return
             await self._send()
             return
         while (recorder := await self._acquire_recorder(self.acquire_recorder)) is not None:
@@ -145,7 +149,8 @@ class TrackedCall(Generic[OutcomeT]):
     async def _send(self) -> None:
         try:
             self._check_may_send()
-            self.received_response = await self.send(self.request, gate=self)
+            request = self.request if self.recorder is None else self.recorder.request_to_send(self.request)
+            self.received_response = await self.send(request, gate=self)
             self._set_outcome(self.received_response)
         except AttemptForbiddenError:
             # A call that has lost a race starts again. An earlier attempt in doubt is its outcome until then,

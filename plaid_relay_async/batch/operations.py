@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeAlias
 
 from attrs import frozen
@@ -52,6 +53,10 @@ class RequestIdentity:
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=15).digest()
 
 
+def _needs_no_journal(_request: object) -> bool:
+    return False
+
+
 @frozen
 class BatchOperation(Generic[OutcomeT, ResultT]):
     """The properties of an operation that a batch depends on.
@@ -66,6 +71,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
         duplicate_message: the message of the error of a duplicate.
         report_identity: the fields that identify a request's report; none if requests don't share reports.
         advice: what to do about an unknown outcome.
+        needs_journal: returns whether a request can't be sent without a journal.
     """
 
     endpoint: codec.Endpoint[Any, Any]
@@ -75,6 +81,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
     duplicate_message: str = "this relay token is already in the batch"
     report_identity: RequestIdentity = RequestIdentity()
     advice: str = OutcomeUnknownError.advice
+    needs_journal: Callable[[Any], bool] = _needs_no_journal
 
     @property
     def is_safe(self) -> bool:
@@ -166,6 +173,7 @@ CREATE: Final[BatchOperation[Outcome, CreationResult]] = BatchOperation(
     identity=RequestIdentity(("report_tokens", "secondary_client_id")),
     duplicate_message="this pair of report and partner is already in the batch",
     report_identity=RequestIdentity(("report_tokens",)),
+    needs_journal=attrgetter("needs_pair_id"),
 )
 GET: Final[BatchOperation[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]] = (
     BatchOperation(codec.RELAY_GET, Fetched, BatchResult)

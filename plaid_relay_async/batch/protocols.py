@@ -63,6 +63,10 @@ class CallRecorder(Protocol):
         """Whether the journal records the outcome."""
         ...
 
+    def request_to_send(self, request: Any) -> Any:
+        """Return the request as it is sent; it may differ from the caller's, which outcomes have."""
+        ...
+
     async def record_intent(self) -> None:
         """Record that an attempt is about to start; return once the record is durable.
 

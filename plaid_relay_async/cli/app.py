@@ -16,6 +16,7 @@ from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.calls import (
     build_client,
     build_request,
+    check_webhook,
     read_report_token,
     run_call,
     run_write_call,
@@ -50,6 +51,7 @@ from plaid_relay_async.cli.options import (
     ReportToken,
     Strict,
     Timeout,
+    Webhook,
 )
 from plaid_relay_async.cli.output import open_output, open_stdout, write_all, write_token_response
 from plaid_relay_async.cli.progress import ProgressDisplay
@@ -107,6 +109,7 @@ def bulk(
     /,
     *,
     report_token: OptionalReportToken = None,
+    webhook: Webhook = None,
     input_options: InputOptions = InputOptions(),  # noqa: B008  # frozen
     allow_odd_ids: AllowOddIDs = False,
     stream: Annotated[
@@ -140,8 +143,9 @@ def bulk(
         raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else read_report_token(report_token)
     client, journal = build_client(base_url, proxy, timeout, concurrency), journal_options.build_journal()
+    check_webhook(webhook, recorded=journal is not None)
     create_runner = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
-    form = creation_form(token, allow_odd=allow_odd_ids)
+    form = creation_form(token, webhook, recorded=journal is not None, allow_odd=allow_odd_ids)
     survey = InputSurvey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
     with InputSource(source, input_options.input_format(form.columns), stream=stream) as rows:
         if dry_run:
@@ -155,9 +159,7 @@ def create(
     report_token: ReportToken,
     partner: Annotated[str, Parameter(allow_leading_hyphen=True, help="secondary_client_id of the partner.")],
     allow_odd_ids: AllowOddIDs = False,
-    webhook: Annotated[
-        str | None, Parameter(help="URL that Plaid calls when the partner retrieves the report.")
-    ] = None,
+    webhook: Webhook = None,
     output: OutputPath = "-",
     journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
     base_url: BaseURL = None,
@@ -168,6 +170,7 @@ def create(
     if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
     client, journal = build_client(base_url, proxy, timeout), journal_options.build_journal()
+    check_webhook(webhook, recorded=journal is not None)
     request = build_request(read_token(report_token, "--report-token"), partner, webhook)
     # In a batch, waiting for a rate limit counts against no timeout. A single call must respect its timeout,
     # so it fails immediately if the delay that Plaid requests is longer.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async.cli.arguments import read_token, read_value
 from plaid_relay_async.cli.messages import UsageError, max_connections
+from plaid_relay_async.cli.rows import NEEDS_JOURNAL
 from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.client import RelayClient
@@ -90,6 +91,13 @@ def build_request(report_token: str, partner: str, webhook: str | None) -> Relay
     # context.
     option = {"secondary_client_id": "--partner", "webhook": "--webhook"}.get(field, "--report-token")
     raise UsageError(f"{option}: {problem}")
+
+
+def check_webhook(webhook: str | None, *, recorded: bool) -> None:
+    """Raise `UsageError` unless the option `--webhook` is valid; `{pair}` in it requires a journal."""
+    # The token and the partner are placeholders.
+    if build_request("any-token", "any-partner", webhook).needs_pair_id and not recorded:
+        raise UsageError(f"--webhook: {NEEDS_JOURNAL}")
 
 
 def run_call(client: RelayClient, operation: Callable[[], Awaitable[Any]]) -> Any:

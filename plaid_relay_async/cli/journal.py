@@ -22,6 +22,8 @@ from plaid_relay_async.cli.output import OUTCOME_COLUMNS, open_output
 from plaid_relay_async.cli.progress import OutcomeCounts, totals_table
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from plaid_relay_async.journal import Journal, Record, RunStatus
 
 # ---------------------------------------------------------------------------- commands that read it
@@ -54,8 +56,14 @@ def status(name: RunName, /, *, existing_journal: ExistingJournal) -> ExitStatus
     started, last = _format_times(run_status)
     rows = totals_table(OutcomeCounts(_ordered_counts(run_status), run_status.error_codes))
     _print_wide(f"started {started}, last outcome {last or 'none yet'}, {run_status.rate:,.0f}/s", rows)
+    if run_status.unknown_with_token:
+        sys.stdout.write(
+            f"{run_status.unknown_with_token:,} of the unknown have a token: "
+            "their partner retrieved the report\n"
+        )
     for record in unknown:
-        facts = filter(None, (record.error_code, record.request_id))
+        retrieved = None if record.retrieved_at is None else f"retrieved {_format_time(record.retrieved_at)}"
+        facts = filter(None, (record.error_code, record.request_id, retrieved))
         sys.stdout.write(sanitize(f"unknown: {record.secondary_client_id} ({', '.join(facts)})") + "\n")
     return _run_exit_status(run_status)
 
@@ -72,8 +80,11 @@ def _run_exit_status(run_status: RunStatus) -> ExitStatus:
 
 
 def _format_times(run_status: RunStatus) -> tuple[str, str]:
-    last = "" if run_status.last_at is None else f"{run_status.last_at:%Y-%m-%dT%H:%M:%SZ}"
-    return f"{run_status.started_at:%Y-%m-%dT%H:%M:%SZ}", last
+    return _format_time(run_status.started_at) or "", _format_time(run_status.last_at) or ""
+
+
+def _format_time(time: dt.datetime | None) -> str | None:
+    return None if time is None else f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _print_wide(*lines: object) -> None:
@@ -94,11 +105,15 @@ def export(
         ),
     ] = "-",
 ) -> ExitStatus:
-    """Export the recorded outcome of each pair of a run, in the format of bulk's output."""
+    """Export the recorded outcome of each pair of a run, in the format of bulk's output, and retrieved_at.
+
+    That is the time at which the partner first retrieved the report, if a webhook has shown it.
+    """
 
     async def query(journal: Journal) -> None:
         async for record in journal.records(name):
-            writer.write({column: getattr(record, column) for column in OUTCOME_COLUMNS})
+            fields = {column: getattr(record, column) for column in OUTCOME_COLUMNS}
+            writer.write(fields | {"retrieved_at": _format_time(record.retrieved_at)})
             await writer.drain()
             if writer.error is not None:
                 raise writer.error

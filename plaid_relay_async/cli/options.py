@@ -21,6 +21,13 @@ OptionalReportToken: TypeAlias = Annotated[
         help="Report token, @FILE, or -, for rows without one; a plain list of partner IDs is then enough.",
     ),
 ]
+Webhook: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="URL that Plaid calls when a partner retrieves the report. With --journal, it may end in "
+        "/{pair}, which becomes the ID of the pair."
+    ),
+]
 RelayToken: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True, help="Relay token, @FILE, or -.")]
 BaseURL: TypeAlias = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from plaid_relay_async.models import RelayCreateRequest
 
 T = TypeVar("T")
 
+NEEDS_JOURNAL = "contains {pair}, which requires --journal"
 _PARTNER_COLUMN = "secondary_client_id"
 
 
@@ -61,11 +62,15 @@ def parse_rows(table: InputTable, form: RowForm[T]) -> Iterator[tuple[Place, T |
 # ---------------------------------------------------------------------------------- the kinds of rows
 
 
-def creation_form(report_token: str | None, *, allow_odd: bool = False) -> RowForm[RelayCreateRequest]:
+def creation_form(
+    report_token: str | None, webhook: str | None = None, *, recorded: bool = False, allow_odd: bool = False
+) -> RowForm[RelayCreateRequest]:
     """Return the form of rows that each create a relay token.
 
     Args:
         report_token: the report token of rows without one; with it, a list of partners is enough.
+        webhook: the webhook of rows without one.
+        recorded: whether a journal records the creations.
         allow_odd: whether values are accepted that are probably not identifiers.
     """
     columns = Columns(
@@ -74,11 +79,13 @@ def creation_form(report_token: str | None, *, allow_odd: bool = False) -> RowFo
         value_term="a partner ID",
         list_allowed=report_token is not None,
     )
-    return RowForm(columns, partial(_parse_creation, report_token, allow_odd=allow_odd))
+    return RowForm(
+        columns, partial(_parse_creation, report_token, webhook, recorded=recorded, allow_odd=allow_odd)
+    )
 
 
 def _parse_creation(
-    report_token: str | None, _: Place, row: Cells, *, allow_odd: bool
+    report_token: str | None, webhook: str | None, _: Place, row: Cells, *, recorded: bool, allow_odd: bool
 ) -> RelayCreateRequest | str:
     if "report_token" in row and "report_tokens" in row:
         return "report_tokens: can't be used with report_token; use one of the two"
@@ -94,9 +101,11 @@ def _parse_creation(
     if not allow_odd and isinstance(partner, str) and (oddity := oddity_of(partner)) is not None:
         return f"{_PARTNER_COLUMN}: {oddity}; --allow-odd-ids accepts it"
     try:
-        return RelayCreateRequest(tokens, partner, row.get("webhook"))
+        request = RelayCreateRequest(tokens, partner, row.get("webhook", webhook))
     except RequestValidationError as error:
         field, problem = error.field, error.problem
+    else:
+        return request if recorded or not request.needs_pair_id else f"webhook: {NEEDS_JOURNAL}"
     # The record names its own field, which for this row is another column.
     if field.startswith("report_tokens") and "report_tokens" not in row:
         field = "report_token"

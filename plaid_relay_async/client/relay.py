@@ -22,6 +22,7 @@ from plaid_relay_async.models import (
     RelayRemoveRequest,
     RelayRemoveResponse,
 )
+from plaid_relay_async.models.relay import needs_journal_error
 from plaid_relay_async.outcomes import Failed, Unknown
 from plaid_relay_async.redaction import strip_traceback
 
@@ -82,7 +83,8 @@ class Relay(OperationGroup):
         Args:
             report_tokens: one asset report token, in a list.
             secondary_client_id: the partner's client ID at Plaid.
-            webhook: an http(s) URL to which Plaid reports that the partner read the report.
+            webhook: an http(s) URL to which Plaid reports that the partner read the report; with a journal,
+                `{pair}` may be the last segment of its path; see `RelayCreateRequest`.
             journal: a journal, which returns the token that it has recorded for the pair, or records the
                 call. While another call is in progress for the same pair, this one waits for its outcome.
             retry_unknown: whether to create again if the journal doesn't know whether the pair has a token;
@@ -100,10 +102,11 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: a setting is invalid, or `retry_unknown` or `retry_failed` is passed without a
                 journal.
-            RequestValidationError: an argument is invalid.
+            RequestValidationError: an argument is invalid, or the webhook contains `{pair}` and there is no
+                journal.
             DuplicateRequestError: the journal has a token for the pair and doesn't return it: it was
-                forgotten, its removal isn't confirmed, or it is from another run and the journal has
-                `on_existing="refuse"`.
+                forgotten, its removal isn't confirmed, it is from another run and the journal has
+                `on_existing="refuse"`, or it isn't recorded, and the partner has retrieved the report.
             InvalidRequestError: Plaid rejected the request.
             OutcomeUnknownError: a token may exist, and it is lost.
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
@@ -118,6 +121,8 @@ class Relay(OperationGroup):
         for name, value in overrides.items():
             if value is not None:
                 raise ConfigurationError(f"{name}= needs journal=")
+        if webhook is not None and request.needs_pair_id:
+            raise needs_journal_error()
         return self._transport.call(codec.RELAY_CREATE, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -144,8 +149,9 @@ class Relay(OperationGroup):
         Raises:
             ConfigurationError: an option is invalid, or a callback is async.
             RequestValidationError: `requests` is a single string.
-            BatchStoppedError: the input, the journal or a callback raised, or an item of the input isn't a
-                `RelayCreateRequest`. The error is raised at the end of the batch, and has the `result`.
+            BatchStoppedError: the input, the journal or a callback raised, an item of the input isn't a
+                `RelayCreateRequest`, or its webhook contains `{pair}` and there is no journal. The error is
+                raised at the end of the batch, and has the `result`.
         """
         return self._many(batch.CREATE, requests, None, options=options, journal=journal)
 

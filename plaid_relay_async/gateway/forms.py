@@ -29,6 +29,7 @@ _KINDS: Final[dict[Validator, str]] = {
     rules.are_report_tokens: "identifiers",
     rules.IsText(): "text",
     rules.is_url: "url",
+    rules.is_url_template: "url",
     rules.is_boolean: "flag",
 }
 

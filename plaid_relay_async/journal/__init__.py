@@ -7,10 +7,10 @@ a run can be resumed after a crash. It requires the extra `journal`; PostgreSQL 
 
 try:
     from plaid_relay_async.journal.journal import Journal
-    from plaid_relay_async.journal.records import Record, RunStatus
+    from plaid_relay_async.journal.records import PairRecord, Record, RunStatus
     from plaid_relay_async.journal.schema import metadata
 except ModuleNotFoundError as error:
     message = f"the journal needs {error.name}: pip install 'plaid_relay_async[journal]'"
     raise ModuleNotFoundError(message, name=error.name) from None
 
-__all__ = ["Journal", "Record", "RunStatus", "metadata"]
+__all__ = ["Journal", "PairRecord", "Record", "RunStatus", "metadata"]

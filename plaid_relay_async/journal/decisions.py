@@ -25,6 +25,11 @@ IN_DOUBT: Final = (CreationState.INTENT, CreationState.UNKNOWN)
 # States in which a recorded token may be valid.
 ISSUED: Final = (CreationState.CREATED, CreationState.REMOVING)
 
+_RETRIEVED: Final = "the partner has retrieved the report"
+_CREATE_AGAIN_ADVICE: Final = (
+    'Another run can create a second token for this pair, with on_existing="create" (--on-existing create).'
+)
+
 OnExisting: TypeAlias = Literal["reuse", "refuse", "create"]
 
 
@@ -54,6 +59,8 @@ class Row:
         status: the HTTP status of the error.
         token: the relay token as it is stored, encrypted if there is a key.
         token_digest: the digest of the relay token.
+        retrieved_at: when the pair's partner first retrieved the report, as far as that is known, in seconds
+            since 1970. It proves that the pair has a token.
     """
 
     id: int
@@ -74,6 +81,7 @@ class Row:
     status: int | None
     token: str | None = field(repr=False)
     token_digest: str | None = field(repr=False)
+    retrieved_at: float | None
 
     @property
     def startable(self) -> bool:
@@ -88,7 +96,12 @@ class Row:
     @property
     def in_doubt(self) -> bool:
         """Whether an attempt may have created an unrecorded token, or may still create one."""
-        return self.state in IN_DOUBT
+        return self.state in IN_DOUBT and self.retrieved_at is None
+
+    @property
+    def has_unrecorded_token(self) -> bool:
+        """Whether the pair has an unrecorded token: its partner has retrieved the report with it."""
+        return self.state in IN_DOUBT and self.retrieved_at is not None
 
     def recorded_columns(self) -> dict[str, Any]:
         """Return the columns to restore when an intent is undone; the row has no token to restore."""
@@ -116,6 +129,8 @@ class Row:
             "There may be a token that no one holds. Create another with retry_unknown=True "
             "(--retry-unknown) and accept that there may be two, or ask Plaid's support."
         )
+        if self.has_unrecorded_token:
+            reason, advice = f"{reason}; a token exists: {_RETRIEVED}", _CREATE_AGAIN_ADVICE
         return OutcomeUnknownError(reason, **self._error_fields(OutcomeUnknownError), advice=advice)
 
     def _error_fields(self, cls: type[PlaidRelayError]) -> dict[str, Any]:
@@ -198,7 +213,7 @@ class RejectDuplicate:
     """
 
     reason: str
-    advice: str = 'Another run can create a second token for this pair, with on_existing="create".'
+    advice: str = _CREATE_AGAIN_ADVICE
 
 
 @frozen
@@ -249,8 +264,8 @@ def decide(
         return ServeRecorded(own)
     if in_progress:
         return WaitForOther()
-    if holding is not None and holding.issued and not _may_issue_second_token(own, holding, policy):
-        return _decide_on_token(own, holding, policy)
+    if (decision := _decide_on_tokens(own, holding, policy)) is not None:
+        return decision
     # Without `retry_unknown`, the outcome is unknown. With it, a new attempt waits until the request in doubt
     # can't be in flight any more.
     row_in_doubt = first_in_doubt((holding, own))
@@ -266,10 +281,24 @@ def decide(
     return _start_attempt(own, holding)
 
 
-def _may_issue_second_token(own: Row | None, holding: Row, policy: PairPolicy) -> bool:
+def _may_issue_second_token(own: Row | None, holding: Row | None, policy: PairPolicy) -> bool:
     """Return whether a run without a token may create one in addition to another run's token."""
     has_token = own is not None and own.issued
-    return holding.run_id != policy.run_id and policy.on_existing == "create" and not has_token
+    of_other_run = holding is not None and holding.run_id != policy.run_id
+    return of_other_run and policy.on_existing == "create" and not has_token
+
+
+def _decide_on_tokens(
+    own: Row | None, holding: Row | None, policy: PairPolicy
+) -> ServeRecorded | RejectDuplicate | None:
+    """Return the decision on a pair that has a token, or `None` if it has none or may get another one."""
+    token_row = None if _may_issue_second_token(own, holding, policy) else holding
+    if token_row is not None and token_row.issued:
+        return _decide_on_token(own, token_row, policy)
+    for row in (own, token_row):
+        if row is not None and row.has_unrecorded_token:
+            return _decide_on_unrecorded_token(row, policy)
+    return None
 
 
 def _decide_on_token(own: Row | None, holding: Row, policy: PairPolicy) -> ServeRecorded | RejectDuplicate:
@@ -288,6 +317,15 @@ def _decide_on_token(own: Row | None, holding: Row, policy: PairPolicy) -> Serve
     if token_row.token is None:
         return RejectDuplicate("this pair has a relay token that was forgotten: the journal can't return it")
     return ServeRecorded(token_row)
+
+
+def _decide_on_unrecorded_token(row: Row, policy: PairPolicy) -> ServeRecorded | RejectDuplicate:
+    """Return the decision on an unknown pair that has a token: another attempt would create a second one."""
+    if not policy.retry_unknown:
+        return ServeRecorded(row)
+    return RejectDuplicate(
+        f"this pair's outcome is unknown, but it has a relay token that isn't recorded: {_RETRIEVED}"
+    )
 
 
 def _may_retry(failed: Row, policy: PairPolicy) -> bool:

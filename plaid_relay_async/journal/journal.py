@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt  # noqa: TC003  # Sphinx resolves the annotation
+import re
 import secrets
 from collections.abc import Collection
 from pathlib import Path  # noqa: TC003  # Sphinx resolves the annotation
@@ -26,9 +28,11 @@ from plaid_relay_async.journal.recording import (
 )
 from plaid_relay_async.journal.records import (
     ROWS_PER_PAGE,
+    PairRecord,
     Record,
     RunStatus,
     read_page,
+    read_retrieved_pair,
     read_status,
     to_record,
 )
@@ -55,6 +59,7 @@ T = TypeVar("T")
 _UNLIMITED_REQUEST_SECONDS = 3600.0  # for a client without a total timeout
 # The time limit, in leases, of a transaction that may read or change millions of rows.
 _LEASES_PER_MAINTENANCE = 10
+_PAIR_ID = re.compile("[0-9a-f]{32}")
 _TOKENS_PER_PAGE = 500  # re-encrypted in one transaction
 _INSERT_RUN = {
     name: dialect.insert(runs).on_conflict_do_nothing()
@@ -420,6 +425,43 @@ class Journal:
             if len(page) < ROWS_PER_PAGE:
                 return
             after = page[-1][0].id
+
+    async def record_retrieval(
+        self, pair_id: str, *, retrieved_at: dt.datetime | None = None
+    ) -> PairRecord | None:
+        """Record that a pair's partner has retrieved the report, and return the pair.
+
+        Call it for a verified webhook at the pair's URL. It proves that the pair has a token, even if the
+        outcome of its creation is unknown. It may be called repeatedly: the earliest time is kept.
+
+        Args:
+            pair_id: the pair ID in the URL of the webhook.
+            retrieved_at: when the report was retrieved; must have a time zone. Default: now.
+
+        Returns:
+            The pair, or `None` if the journal doesn't know it.
+
+        Raises:
+            ConfigurationError: `retrieved_at` has no time zone.
+            JournalError: the journal can't be read or written.
+        """
+        if retrieved_at is not None and retrieved_at.tzinfo is None:
+            raise ConfigurationError("retrieved_at must have a time zone")
+        if not _PAIR_ID.fullmatch(pair_id):
+            return None
+        values = {"pair_id": pair_id, "time": None if retrieved_at is None else retrieved_at.timestamp()}
+
+        def record(connection: Connection) -> int | None:
+            statement = statements_for(self._database.kind).record_retrieval
+            return connection.execute(statement, values).scalar_one_or_none()
+
+        row_id = await self._run_transaction(record)
+        if row_id is None:
+            return None
+        # In a second transaction, because the first one must succeed even if a worker can't be checked.
+        return await self._run_transaction(
+            lambda connection: read_retrieved_pair(connection, self._open_resources.registry, row_id)
+        )
 
     async def forget(self, run: str) -> int:
         """Delete the tokens of a run from the journal, and return their number.

@@ -373,6 +373,10 @@ class _PairRecorder(ABC):
     journalled: bool = field(default=True, init=False)
     _open_intent: asyncio.Future[WriteResult] | None = field(default=None, init=False)
 
+    def request_to_send(self, request: Any) -> Any:
+        """Return the request as it is sent."""
+        return request
+
     async def _record_intent(self, command: RecordIntent | RecordRemovalIntent) -> None:
         """Return once the intent is durable and the worker's lease is valid.
 
@@ -454,6 +458,10 @@ class CreationRecorder(_PairRecorder):
     recorded_outcome: Outcome | None = None
     earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
+
+    def request_to_send(self, request: RelayCreateRequest) -> RelayCreateRequest:
+        """Return the request with the pair ID in the URL of its webhook."""
+        return request.with_pair_id(self.pair)
 
     async def record_intent(self) -> None:
         """Return once the intent of the next attempt is durable.
@@ -558,6 +566,10 @@ class NullRecorder:
 
     recorded_outcome = earlier_in_doubt_error = None
     journalled = False
+
+    def request_to_send(self, request: RelayRemoveRequest) -> RelayRemoveRequest:
+        """Return the request."""
+        return request
 
     async def record_intent(self) -> None:
         """Do nothing."""

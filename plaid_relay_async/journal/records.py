@@ -11,7 +11,7 @@ from sqlalchemy import and_, case, func, or_, select
 
 from plaid_relay_async.errors import OutcomeUnknownError
 from plaid_relay_async.journal.decisions import Row, error_code_of, outcome_name
-from plaid_relay_async.journal.schema import CreationState, entries, entry_columns
+from plaid_relay_async.journal.schema import CreationState, entries, entry_columns, runs
 from plaid_relay_async.journal.statements import NO_WORKER
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Record:
         attempts: the number of attempts of the latest call whose outcome was recorded, including attempts
             that weren't sent; 0 if there is none.
         own: whether the outcome is this run's; false if it is that of another run, which holds the pair.
+        retrieved_at: when the partner first retrieved the report, if a webhook has shown that; see
+            `Journal.record_retrieval`. A pair with that time has a token, even if its outcome is `unknown`.
     """
 
     outcome: str
@@ -49,6 +51,26 @@ class Record:
     error_code: str | None
     attempts: int
     own: bool
+    retrieved_at: dt.datetime | None
+
+
+@frozen
+class PairRecord:
+    """A pair whose report was retrieved; see `Journal.record_retrieval`.
+
+    Attributes:
+        pair_id: the ID of the pair, which replaces `{pair}` in the URLs of webhooks.
+        run: the name of the run that holds the pair, or held it last.
+        secondary_client_id: the partner.
+        outcome: the recorded outcome; see `Record`.
+        retrieved_at: when the partner first retrieved the report.
+    """
+
+    pair_id: str
+    run: str
+    secondary_client_id: str
+    outcome: str
+    retrieved_at: dt.datetime
 
 
 @frozen
@@ -61,6 +83,8 @@ class RunStatus:
         last_at: when the last outcome of this run was recorded; `None` if none was.
         counts: the number of records by outcome; see `Record`.
         error_codes: the number of failed and unknown records by error code.
+        unknown_with_token: the number of unknown records whose pair has a token, because its partner has
+            retrieved the report.
         rate: outcomes per second, from the first attempt to the last outcome, including pauses between two
             processes; 0 if that isn't known.
     """
@@ -71,6 +95,7 @@ class RunStatus:
     counts: Counter[str]
     error_codes: Counter[str]
     rate: float
+    unknown_with_token: int
 
 
 # A row whose pair another run holds shows the outcome of the row that holds the pair.
@@ -157,6 +182,33 @@ def to_record(row: Row, keyring: Keyring, *, own: bool, alive: bool) -> Record:
         error_code=error_code_of(row, outcome),
         attempts=row.attempts,
         own=own,
+        retrieved_at=None if row.retrieved_at is None else _to_datetime(row.retrieved_at),
+    )
+
+
+def read_retrieved_pair(connection: Connection, registry: WorkerRegistry, row_id: int) -> PairRecord:
+    """Read the pair of a row with a retrieval.
+
+    Args:
+        connection: a connection in a transaction.
+        registry: the workers of the journal.
+        row_id: the ID of the row.
+    """
+    query = select(entries, runs.c.name).join(runs, runs.c.id == entries.c.run_id)
+
+    def read() -> Any:
+        return connection.execute(query.where(entries.c.id == row_id)).one()
+
+    def worker_ids_in(row: Any) -> set[int]:
+        return {row.holder_id} if row.state == CreationState.INTENT else set()
+
+    row, liveness = registry.read_with_liveness(connection, read, worker_ids_in)
+    return PairRecord(
+        pair_id=row.pair,
+        run=row.name,
+        secondary_client_id=row.partner,
+        outcome=outcome_name(CreationState(row.state), alive=row.holder_id in liveness.live_ids),
+        retrieved_at=_to_datetime(row.retrieved_at),
     )
 
 
@@ -172,6 +224,10 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
         func.coalesce(_holding.c[name], entries.c[name])
         for name in ("state", "worker_id", "error", "error_code")
     )
+    holds_elsewhere = _holding.c.id.is_not(None)
+    is_retrieved = case(
+        (holds_elsewhere, _holding.c.retrieved_at.is_not(None)), else_=entries.c.retrieved_at.is_not(None)
+    )
     # Only the outcome of an intent depends on its worker. All other rows are counted together.
     intent_worker = case((state == CreationState.INTENT, worker_id), else_=NO_WORKER)
     query = (
@@ -179,6 +235,7 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
             state.label("state"),
             intent_worker.label("worker_id"),
             func.coalesce(code, error).label("code"),
+            is_retrieved.label("is_retrieved"),
             func.count().label("row_count"),
             func.count(entries.c.ended_at).label("ended_count"),
             func.min(entries.c.begun_at).label("first_begun_at"),
@@ -186,7 +243,7 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
         )
         .select_from(_entries_with_holding)
         .where(entries.c.run_id == run.id, _visible)
-        .group_by(state, intent_worker, func.coalesce(code, error))
+        .group_by(state, intent_worker, func.coalesce(code, error), is_retrieved)
     )
 
     def read() -> Sequence[Any]:
@@ -198,11 +255,14 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
     rows, liveness = registry.read_with_liveness(connection, read, worker_ids_in)
     counts: Counter[str] = Counter()
     error_codes: Counter[str] = Counter()
+    unknown_with_token = 0
     for row in rows:
         outcome = outcome_name(CreationState(row.state), alive=row.worker_id in liveness.live_ids)
         counts[outcome] += row.row_count
         if outcome in {"failed", "unknown"}:
             error_codes[row.code or OutcomeUnknownError.__name__] += row.row_count
+        if outcome == "unknown" and row.is_retrieved:
+            unknown_with_token += row.row_count
     return RunStatus(
         name=run.name,
         started_at=_to_datetime(run.started_at),
@@ -212,6 +272,7 @@ def read_status(connection: Connection, registry: WorkerRegistry, run: Any) -> R
         counts=counts,
         error_codes=error_codes,
         rate=_outcome_rate(rows),
+        unknown_with_token=unknown_with_token,
     )
 
 

@@ -123,6 +123,7 @@ entries: Final = Table(
     Column("status", Integer),
     Column("token", Text),
     Column("token_digest", Text),
+    Column("retrieved_at", Float),
 )
 
 # The columns of a row, labelled with their names in the code.
@@ -152,8 +153,15 @@ _partial_index(
 )
 Index("relay_entries_run", entries.c.run_id, entries.c.id)
 
+
+def _add_retrieved_at(connection: Connection) -> None:
+    # Processes of an earlier release that are running name all columns that they use, so this one doesn't
+    # disturb them.
+    connection.exec_driver_sql("ALTER TABLE relay_entries ADD COLUMN retrieved_at FLOAT")
+
+
 # The function at index n migrates the tables from version n + 1 to version n + 2.
-MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = ()
+MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = (_add_retrieved_at,)
 
 
 def create_or_migrate(

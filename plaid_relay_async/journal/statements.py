@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
+    Float,
     Text,
     and_,
     bindparam,
@@ -105,6 +106,9 @@ class Statements:
             afterwards.
         select_pairs: selects the rows that hold pairs, and the run's current rows for them.
         select_by_digest: selects the rows of tokens by the tokens' digests.
+        record_retrieval: records that a partner has retrieved a report, in the row that holds the pair or, if
+            none does, in the latest row with an attempt; returns the ID of the row. The earliest time is
+            kept.
         select_former_pairs: selects, by the former names of pairs, the IDs of the rows that hold or have held
             these pairs and of the run's current rows for them, each with the current name of its pair.
         rename_pairs: renames the pairs of rows. Afterwards `reassign_holding` must run.
@@ -123,9 +127,13 @@ class Statements:
         self.select_superseded: Final = select(entries.c.id).where(
             entries.c.run_id == bindparam("run"), entries.c.holds_pair == true(), self._is_superseded()
         )
+        # The decision to replace an attempt in doubt depends on whether its token was proven to exist.
+        has_same_retrieval = entries.c.retrieved_at.is_not_distinct_from(
+            bindparam("expected_retrieval", type_=Float)
+        )
         self.retire_row: Final = (
             update(entries)
-            .where(self._is_unchanged())
+            .where(self._is_unchanged(), has_same_retrieval)
             .values(holds_pair=False, current=and_(entries.c.current, entries.c.run_id != bindparam("run")))
         )
         self.select_pairs: Final = self._select_pairs()
@@ -134,6 +142,7 @@ class Statements:
         self.select_by_digest: Final = select(*entry_columns).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(digests.c.token_digest))
         )
+        self.record_retrieval: Final = self._record_retrieval()
         self.select_former_pairs: Final = self._select_former_pairs()
         self.rename_pairs: Final = self._rename_pairs()
 
@@ -143,6 +152,11 @@ class Statements:
         state: Any = bindparam("expected_state")
         worker: Any = bindparam("expected_worker")
         return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.worker_id == worker)
+
+    @staticmethod
+    def _has_unrecorded_token(row: Any) -> Any:
+        """Return the condition that a row has a token that isn't recorded; see `Row`."""
+        return and_(row.c.state.in_(IN_DOUBT), row.c.retrieved_at.is_not(None))
 
     def _input_rows(self, *columns: ColumnClause[Any]) -> FromClause:
         return input_rows(self._kind, *columns)
@@ -168,6 +182,9 @@ class Statements:
             [*_NEW_ROW_COLUMNS, "state", "current", "holds_pair", "begun_at"], new_rows.where(true())
         )
         replaced = {name: insert.excluded[name] for name in ("state", "holds_pair", "begun_at", "worker_id")}
+        # A repeat keeps a retrieval that was recorded meanwhile. An earlier attempt of the row had no token.
+        is_intent = entries.c.state == CreationState.INTENT
+        replaced["retrieved_at"] = case((is_intent, entries.c.retrieved_at), else_=null())
         cleared = dict.fromkeys(("ended_at", *_OUTCOME_COLUMNS), null()) | {"attempts": literal(0)}
         # A transaction may be repeated after a commit whose confirmation was lost, so an intent of the same
         # worker is accepted as well.
@@ -248,17 +265,15 @@ class Statements:
         )
         return select(row.c.pair).where(row.c.id.in_(select(source.c.id)), not_(keeps_pair)).distinct()
 
-    @staticmethod
-    def _other_tokens() -> Any:
+    def _other_tokens(self) -> Any:
         """Return a query of a pair's other tokens, and the alias of the table in it.
 
         It is a correlated subquery: the enclosing statement provides the row that holds the pair.
         """
         # The last two conditions are those of the partial index "relay_entries_heirs".
         token = entries.alias("token")
-        others = select(token.c.id).where(
-            token.c.pair == entries.c.pair, token.c.state == CreationState.CREATED
-        )
+        has_token = or_(token.c.state == CreationState.CREATED, self._has_unrecorded_token(token))
+        others = select(token.c.id).where(token.c.pair == entries.c.pair, has_token)
         return others.where(token.c.holds_pair == false(), token.c.begun_at.is_not(None)), token
 
     def _is_superseded(self) -> Any:
@@ -288,14 +303,15 @@ class Statements:
         pairs = self._pairs_to_reassign().subquery("pairs")
         candidate, other = entries.alias("candidate"), entries.alias("other")
         is_unheld = not_(exists(select(1).where(other.c.pair == pairs.c.pair, other.c.holds_pair == true())))
-        # The order: a token that can be returned, a token that was forgotten, an attempt in doubt, and a
-        # token whose removal is in doubt.
+        # The order: a token that can be returned, a token that was forgotten, a token that isn't recorded, an
+        # attempt in doubt, and a token whose removal is in doubt.
         is_token = candidate.c.state == CreationState.CREATED
         rank = case(
             (and_(is_token, candidate.c.token.is_not(None)), 1),
             (is_token, 2),
-            (candidate.c.state == CreationState.REMOVING, 4),
-            else_=3,
+            (self._has_unrecorded_token(candidate), 3),
+            (candidate.c.state == CreationState.REMOVING, 5),
+            else_=4,
         )
         best = (
             select(candidate.c.id)
@@ -325,6 +341,26 @@ class Statements:
             select(*entry_columns)
             .where(is_requested, entries.c.holds_pair)
             .union_all(select(*entry_columns).where(is_requested, is_current))
+        )
+
+    @staticmethod
+    def _record_retrieval() -> Any:
+        row, at = entries.alias("row"), func.coalesce(bindparam("time", type_=Float), now())
+        of_pair = select(row.c.id).where(row.c.pair == bindparam("pair_id"))
+        holding = of_pair.where(row.c.holds_pair == true())
+        # The last two conditions are those of the partial index "relay_entries_heirs".
+        latest = (
+            of_pair.where(row.c.holds_pair == false(), row.c.begun_at.is_not(None))
+            .order_by(row.c.begun_at.desc(), row.c.id.desc())
+            .limit(1)
+        )
+        chosen = func.coalesce(holding.scalar_subquery(), latest.scalar_subquery())
+        earliest = case((entries.c.retrieved_at <= at, entries.c.retrieved_at), else_=at)
+        return (
+            update(entries)
+            .where(entries.c.id == chosen)
+            .values(retrieved_at=earliest)
+            .returning(entries.c.id)
         )
 
     def _select_former_pairs(self) -> Any:

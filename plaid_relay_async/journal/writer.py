@@ -492,7 +492,7 @@ class Writer:
                 )
             )
         creations = [command for command in commands if isinstance(command, RecordIntent)]
-        for values in [_expected_values(row) for command in creations for row in command.retire]:
+        for values in [_values_to_retire(row) for command in creations for row in command.retire]:
             _check_one_row(connection.execute(self._statements.retire_row, values | {"run": self._run_id}))
         if creations:
             result = connection.execute(
@@ -509,6 +509,10 @@ class Writer:
 
 def _expected_values(row: Row) -> dict[str, Any]:
     return {"row": row.id, "expected_state": row.state, "expected_worker": row.worker_id}
+
+
+def _values_to_retire(row: Row) -> dict[str, Any]:
+    return _expected_values(row) | {"expected_retrieval": row.retrieved_at}
 
 
 def _check_one_row(result: CursorResult[Any]) -> None:

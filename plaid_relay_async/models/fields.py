@@ -36,6 +36,8 @@ IS_MISDECODED: Final = (
 HAS_WHITESPACE: Final = "contains whitespace or control characters; remove them"
 HAS_DELIMITER: Final = "contains a quote, a comma or a semicolon: pass one identifier, without quotes"
 IS_NO_URL: Final = "must be an http(s) URL"
+HAS_BRACES: Final = "may contain braces only in {pair}, once, as the last segment of the path"
+HAS_ENCODED_PAIR: Final = "contains %7Bpair%7D: write {pair}, or another name if it isn't the placeholder"
 
 # Unicode's Quotation_Mark characters, without the apostrophe, which a URL may have (RFC 3986).
 _QUOTES = (
@@ -176,6 +178,22 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
         usable = False
     if not usable:
         raise invalid(attribute.name, IS_NO_URL)
+
+
+PAIR_PLACEHOLDER: Final = "{pair}"
+
+
+def is_url_template(_: object, attribute: Attribute[Any], value: object) -> None:
+    """Check that the value is an http(s) URL, in which `{pair}` may be the last segment of the path."""
+    is_url(_, attribute, value)
+    url = str(value)
+    if "%7bpair%7d" in url.lower():  # some libraries encode braces
+        raise invalid(attribute.name, HAS_ENCODED_PAIR)
+    rest = url
+    if urlsplit(url).path.endswith(f"/{PAIR_PLACEHOLDER}"):
+        rest = url.replace(PAIR_PLACEHOLDER, "", 1)
+    if "{" in rest or "}" in rest:
+        raise invalid(attribute.name, HAS_BRACES)
 
 
 def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:

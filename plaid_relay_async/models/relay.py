@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Self
 
-from attrs import field, fields, frozen, validators
+from attrs import evolve, field, fields, frozen, validators
 
 from plaid_relay_async.models.fields import (
+    PAIR_PLACEHOLDER,
     are_report_tokens,
     as_tuple,
     boolean_field,
@@ -15,6 +16,7 @@ from plaid_relay_async.models.fields import (
     invalid,
     is_identifier,
     is_url,
+    is_url_template,
     optional_field,
     report_type_field,
     unknown_fields,
@@ -23,6 +25,8 @@ from plaid_relay_async.redaction import strip_init_traceback, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from plaid_relay_async.errors import RequestValidationError
 
 
 @strip_init_traceback
@@ -36,7 +40,8 @@ class RelayCreateRequest:
         report_tokens: one asset report token from `/asset_report/create`, in a list.
         secondary_client_id: the partner's client ID at Plaid. It contains no whitespace, control characters,
             quotes, `,` or `;`.
-        webhook: the http(s) URL that Plaid calls when the partner has fetched the report.
+        webhook: the http(s) URL that Plaid calls when the partner has fetched the report. With a journal,
+            `{pair}` may be the last segment of its path: the journal replaces it by the pair ID.
 
     Raises:
         RequestValidationError: a field is invalid. The error names it, and nothing was sent.
@@ -44,7 +49,7 @@ class RelayCreateRequest:
 
     report_tokens: tuple[str, ...] = field(converter=as_tuple, validator=are_report_tokens, repr=False)
     secondary_client_id: str = field(validator=is_identifier)
-    webhook: str | None = field(default=None, validator=validators.optional(is_url))
+    webhook: str | None = field(default=None, validator=validators.optional(is_url_template))
 
     @classmethod
     @strip_traceback
@@ -56,7 +61,7 @@ class RelayCreateRequest:
         Args:
             report_tokens: the report to share, as a list of one token.
             secondary_client_ids: the partners' client IDs at Plaid.
-            webhook: an http(s) URL, used for every request.
+            webhook: an http(s) URL, used for every request; see the attribute.
 
         Raises:
             RequestValidationError: the tokens or the webhook are invalid, or `secondary_client_ids` is a
@@ -82,6 +87,22 @@ class RelayCreateRequest:
             return request
 
         return map(request_for, itertools.count(), secondary_client_ids)
+
+    @property
+    def needs_pair_id(self) -> bool:
+        """Whether the URL of the webhook contains `{pair}`, so that a journal must replace it."""
+        return self.webhook is not None and PAIR_PLACEHOLDER in self.webhook
+
+    def with_pair_id(self, pair_id: str) -> RelayCreateRequest:
+        """Return the request as it is sent: with the pair ID in place of `{pair}`."""
+        if self.webhook is None or not self.needs_pair_id:
+            return self
+        return evolve(self, webhook=self.webhook.replace(PAIR_PLACEHOLDER, pair_id))
+
+
+def needs_journal_error() -> RequestValidationError:
+    """Return the error of a request that needs a pair ID, in a call without a journal."""
+    return invalid("webhook", "contains {pair}, which only a journal can replace: pass journal=")
 
 
 @strip_init_traceback

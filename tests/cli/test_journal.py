@@ -1,6 +1,8 @@
 """The commands with a journal: runs that are resumed, queries, and revocation."""
 
+import asyncio
 import csv
+import datetime as dt
 import json
 import os
 import pty
@@ -17,6 +19,7 @@ import pytest
 from cryptography.fernet import Fernet
 from support import CREATE, REMOVE
 
+from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
 REPORT = "assets-sandbox-1111"
@@ -117,6 +120,64 @@ def test_tokens_of_another_run(plaid, run, partners, journal_path):
     ]
 
 
+def test_a_pair_id_in_a_webhook_requires_a_journal(plaid, run, partners, tmp_path, monkeypatch):
+    """Without a journal, it is a wrong usage or a wrong input, and nothing is sent; in a run, it is accepted."""
+    webhook = "https://lender.example/{pair}"
+    report = ("--report-token", REPORT)
+    rows = tmp_path / "in.csv"
+    rows.write_text(f"secondary_client_id,webhook\np0,\np1,{webhook}\n")
+    for arguments, place in (
+        (("create", *report, "--partner", "p0", "--webhook", webhook), "--webhook"),
+        (("bulk", partners(1), *report, "--webhook", webhook), "--webhook"),
+        (("bulk", rows, *report, "--dry-run"), "in.csv:3: webhook"),
+        (("bulk", rows, *report), "in.csv:3: webhook"),
+    ):
+        result = run(*arguments)
+        assert result.status == 2
+        assert f"{place}: contains {{pair}}, which requires --journal" in result.err
+    wrong = run("bulk", partners(1), *report, "--webhook", "https://lender.example/{id}")
+    assert (wrong.status, "--webhook: may contain braces only in {pair}" in wrong.err) == (2, True)
+    assert not plaid.requests
+    monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
+    recorded = ("--journal", tmp_path / "relay.db", "--run", "nov")
+    assert run("bulk", rows, *report, "--webhook", webhook, *recorded).status == 0
+    assert run("create", *report, "--partner", "p2", "--webhook", webhook, *recorded).status == 0
+    assert len(plaid.ledger) == 3
+
+
+def test_unknown_pairs_with_a_token(plaid, run, partners, journal_path):
+    """Status and export show the retrieval, and --retry-unknown doesn't create again."""
+
+    async def retrieve():
+        with closing(sqlite3.connect(journal_path)) as database:
+            ((pair,),) = database.execute("SELECT pair FROM relay_entries WHERE partner = 'p1'")
+        async with Journal(journal_path) as journal:
+            at = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+            assert await journal.record_retrieval(pair, retrieved_at=at)
+
+    plaid.fail(Fault(close=True, when="after"))
+    assert bulk(run, partners(3)).status == 3
+    plaid.clear_faults()
+    assert "have a token" not in run("status", "nov").out
+    asyncio.run(retrieve())
+    shown = run("status", "nov")
+    assert shown.status == 3
+    assert "1 of the unknown have a token: their partner retrieved the report\n" in shown.out
+    assert "unknown: p1 (OutcomeUnknownError, retrieved 2026-11-01T12:00:00Z)\n" in shown.out
+    exported = run("export", "nov").lines
+    assert list(exported[0]) == [*KEYS, "retrieved_at"]
+    assert {line["secondary_client_id"]: line["retrieved_at"] for line in exported} == {
+        "p0": None,
+        "p1": "2026-11-01T12:00:00Z",
+        "p2": None,
+    }
+    again = bulk(run, partners(3), "--retry-unknown")
+    assert (again.status, again.count("created"), again.count("DuplicateRequestError")) == (1, 2, 1)
+    assert len(plaid.ledger) == 5
+    assert bulk(run, partners(3), "--on-existing", "create", name="dec").status == 0
+    assert len(plaid.ledger) == 8
+
+
 def test_a_journal_that_fails_during_a_run(start, run, partners, journal_path, tmp_path):
     """Each row has a line, and each token is in one, even if it was not recorded; the status is 1."""
     plaid = start(latency=0.02)
@@ -195,12 +256,14 @@ def test_status_and_export(plaid, run, partners, journal_path, tmp_path):
     assert run("export", "nov", "--output", out).status == 0
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     rows = list(csv.DictReader(out.read_text().splitlines()))
-    assert list(rows[0]) == KEYS
+    assert list(rows[0]) == [*KEYS, "retrieved_at"]
     expected = [
-        {name: "" if value is None else str(value) for name, value in line.items()} for line in created.lines
+        {name: "" if value is None else str(value) for name, value in line.items()} | {"retrieved_at": ""}
+        for line in created.lines
     ]
     assert sorted(rows, key=str) == sorted(expected, key=str)
-    assert sorted(run("export", "nov").lines, key=str) == sorted(created.lines, key=str)
+    expected = [line | {"retrieved_at": None} for line in created.lines]
+    assert sorted(run("export", "nov").lines, key=str) == sorted(expected, key=str)
 
 
 def test_an_empty_run(plaid, run, tmp_path, journal_path):

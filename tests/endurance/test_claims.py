@@ -13,7 +13,8 @@ import pytest
 from attrs import define, evolve, field
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from journal_support import KEY, ResponseGate, gated_responses
+from journal_support import KEY, ResponseGate, execute, gated_responses
+from sqlalchemy import select
 from support import CREATE, OWNER, QUICK, REMOVE
 from worker_processes import worker_processes
 
@@ -26,6 +27,7 @@ from plaid_relay_async import (
     Unknown,
 )
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.schema import entries
 from plaid_relay_async.simulator import Fault, Simulator
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(4 * 3600), pytest.mark.slow]
@@ -69,6 +71,7 @@ short_steps = st.one_of(
     st.tuples(st.just("kill creation"), runs, partners, policies, st.sampled_from(["before", "after"])),
     st.tuples(st.just("kill removal"), which, st.sampled_from(["before", "after"])),
     st.tuples(st.just("forget"), runs),
+    st.tuples(st.just("retrieve"), partners),
 )
 between = st.lists(short_steps, max_size=2)
 ends = st.sampled_from(["lapsed", "ended"])
@@ -94,6 +97,7 @@ class Attempt:
         token: the token that its run received.
         forgotten: whether the journal no longer has the token.
         final: whether it is a failure that is only repeated with `retry_failed`; `None` if either is allowed.
+        retrieved: whether a retrieval of the pair was recorded for it.
     """
 
     run: str
@@ -101,6 +105,7 @@ class Attempt:
     token: str | None = None
     forgotten: bool = False
     final: bool | None = False
+    retrieved: bool = False
 
 
 def expected(attempts, run, policy):
@@ -116,6 +121,10 @@ def expected(attempts, run, policy):
         return {"created"}
     if tokens:
         return expected_beside(tokens, own, run, policy, issued=issued)
+    if retrieved := [each for each in doubts if each.retrieved]:
+        return {
+            way for each in retrieved for way in expected_beside_doubt(each, own, run, policy, issued=issued)
+        }
     if doubts:
         return {"sent"} if policy["retry_unknown"] else {"unknown"}
     if removing:
@@ -146,11 +155,24 @@ def expected_beside(tokens, own, run, policy, *, issued):
     if other_run and policy["on_existing"] == "create":
         if issued:
             ways.add("refused")
+        elif own is not None and own.state == "unknown" and own.retrieved:
+            ways.add("refused" if policy["retry_unknown"] else "unknown")
         elif own is not None and own.state == "unknown" and not policy["retry_unknown"]:
             ways.add("unknown")
         else:
             ways |= beginning(own, policy)
     return ways
+
+
+def expected_beside_doubt(retrieved, own, run, policy, *, issued):
+    """Return the allowed results if an unknown attempt is known to have a token."""
+    may_add = policy["on_existing"] == "create" and retrieved.run != run and not issued
+    own_doubt = own is not None and own.state == "unknown"
+    if not may_add or (own_doubt and own.retrieved):
+        return {"refused"} if policy["retry_unknown"] else {"unknown"}
+    if own_doubt:
+        return {"sent"} if policy["retry_unknown"] else {"unknown"}
+    return beginning(own, policy)
 
 
 def kind_of(outcome):
@@ -304,6 +326,22 @@ class World:
         for attempt in itertools.chain(*self.pairs.values()):
             attempt.forgotten |= attempt.run == run and attempt.state in {"created", "removing"}
 
+    async def retrieve(self, partner):
+        """Record a retrieval, perhaps late, with any token that was issued for the pair."""
+        named = self.named(partner)
+        if named not in {line["secondary_client_id"] for line in self.plaid.ledger}:
+            return
+        query = select(entries.c.pair).where(entries.c.partner == named, entries.c.begun_at.is_not(None))
+        pairs = {pair for (pair,) in await execute(self.url, query)}
+        (record,) = filter(None, [await self.reader.record_retrieval(pair) for pair in pairs])
+        states = {"created": {"created", "removing"}}.get(record.outcome, {record.outcome})
+        attempt = next(
+            each
+            for each in reversed(self.pairs[partner])
+            if self.named(each.run) == record.run and each.state in states
+        )
+        attempt.retrieved = True
+
     # ----------------------------------------------------------------------------- workers that are killed
 
     async def kill_creation(self, run, partner, policy, when):
@@ -411,6 +449,8 @@ class World:
             states = {each.state for each in attempts}
             if "unknown" in states and "created" not in states:
                 assert "unknown" in {record.outcome for record in partner_records}
+            if any(each.state == "unknown" and each.retrieved for each in attempts):
+                assert any(record.outcome == "unknown" and record.retrieved_at for record in partner_records)
 
     def check_ledger(self):
         """Check that each token was received by a run, apart from one for each attempt in doubt."""
@@ -541,6 +581,29 @@ KILLED_BESIDE_A_TOKEN = [
     ("create", "c", RETRY, "success"),
     ("create", "b", PLAIN, "success"),
 ]
+RETRIEVED = [
+    ("create", "a", PLAIN, "lost after"),
+    ("retrieve", "p"),
+    ("create", "b", RETRY, "success"),
+    ("create", "a", ANOTHER, "success"),
+    ("create", "c", ANOTHER, "lost before"),
+    ("create", "b", RETRY, "success"),
+    ("create", "b", ANOTHER, "refused"),
+    ("create", "b", PLAIN, "success"),
+]
+RETRIEVED_WHILE_IN_FLIGHT = [
+    (
+        *("late creation", "a", "p", PLAIN, "success", "lapsed"),
+        [("retrieve", "p"), ("create", "b", RETRY, "success")],
+    ),
+    ("create", "a", PLAIN, "success"),
+]
+KILLED_BESIDE_A_RETRIEVED_TOKEN = [
+    ("create", "a", PLAIN, "lost after"),
+    ("retrieve", "p"),
+    ("kill creation", "b", "p", ANOTHER, "before"),
+    ("create", "c", RETRY, "success"),
+]
 REFUSED_RETRY = [
     ("create", "a", RETRY, "lost after"),
     ("create", "b", RETRY, "refused"),
@@ -556,6 +619,9 @@ REGRESSIONS = (
     ANOTHER_SPELLING,
     FAILED_BESIDE_A_REMOVAL,
     KILLED_BESIDE_A_TOKEN,
+    RETRIEVED,
+    RETRIEVED_WHILE_IN_FLIGHT,
+    KILLED_BESIDE_A_RETRIEVED_TOKEN,
     REFUSED_RETRY,
 )
 

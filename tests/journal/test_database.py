@@ -49,7 +49,7 @@ def test_a_journal_of_an_earlier_release_is_migrated(tmp_path):
     done = []
     steps = [lambda _: done.append("two"), lambda _: done.append("three")]
     with engine.begin() as connection:
-        assert schema.create_or_migrate(connection, "key") == "key"
+        assert schema.create_or_migrate(connection, "key", ()) == "key"
     for _ in range(2):
         with engine.begin() as connection:
             assert schema.create_or_migrate(connection, "another", steps) == "key"

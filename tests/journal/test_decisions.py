@@ -19,7 +19,7 @@ from plaid_relay_async.journal.decisions import (
 from plaid_relay_async.journal.schema import CreationState
 
 
-def row(state, *, run=1, number=1, token="t", holds_pair=True, error=None):
+def row(state, *, run=1, number=1, token="t", holds_pair=True, error=None, retrieved_at=None):
     return Row(
         id=number,
         run_id=run,
@@ -39,6 +39,7 @@ def row(state, *, run=1, number=1, token="t", holds_pair=True, error=None):
         status=None,
         token=token if state is CreationState.CREATED else None,
         token_digest=None,
+        retrieved_at=retrieved_at,
     )
 
 
@@ -175,6 +176,51 @@ def test_a_permanent_failure_is_returned_until_retry_failed():
     assert decide_for(failed, others, "create", retry_failed=True) == StartAttempt(failed, retire=(others,))
     assert decide_for(failed, OTHER_RUN, retry_failed=True) == ServeRecorded(OTHER_RUN)
     assert decide_for(failed, OTHER_RUN, retry_unknown=True) == StartAttempt(failed, retire=(OTHER_RUN,))
+
+
+def test_an_unknown_pair_with_a_token_is_not_created_again():
+    """Its outcome is unknown, and with retry_unknown it is a duplicate; only another run may add a token."""
+    for state in (CreationState.UNKNOWN, CreationState.INTENT):
+        proven = row(state, error="OutcomeUnknownError", retrieved_at=1.0)
+        others = evolve(proven, run_id=2, id=2)
+        for on_existing in ("reuse", "refuse", "create"):
+            assert decide_for(proven, proven, on_existing) == ServeRecorded(proven)
+            rejected = decide_for(proven, proven, on_existing, retry_unknown=True, maybe_in_flight=True)
+            assert isinstance(rejected, RejectDuplicate)
+            assert 'on_existing="create"' in rejected.advice
+        assert decide_for(None, others) == decide_for(None, others, "refuse") == ServeRecorded(others)
+        assert isinstance(decide_for(None, others, retry_unknown=True), RejectDuplicate)
+        for settings in ({}, {"retry_unknown": True}):
+            assert decide_for(None, others, "create", **settings) == StartAttempt(retire=(others,))
+            assert decide_for(STARTABLE, others, "create", **settings) == StartAttempt(STARTABLE, (others,))
+        assert "a token exists: the partner has retrieved" in str(proven.in_doubt_error())
+        assert "a token exists" not in str(evolve(proven, retrieved_at=None).in_doubt_error())
+
+
+def test_an_unknown_pair_with_a_token_beside_other_rows():
+    """A token of another run can be reused; the run's own attempt in doubt is retried only on request."""
+    own = row(CreationState.UNKNOWN, holds_pair=False, retrieved_at=1.0)
+    token = row(CreationState.CREATED, run=2, number=2)
+    assert decide_for(own, token) == decide_for(own, token, retry_unknown=True) == ServeRecorded(token)
+    assert isinstance(decide_for(own, token, "refuse"), RejectDuplicate)
+    assert decide_for(own, token, "create") == ServeRecorded(own)
+    assert isinstance(decide_for(own, token, "create", retry_unknown=True), RejectDuplicate)
+    doubt, others = evolve(own, retrieved_at=None), evolve(OTHER_RUN, retrieved_at=1.0)
+    assert decide_for(doubt, others, "create") == ServeRecorded(doubt)
+    assert decide_for(doubt, others, "create", retry_unknown=True) == StartAttempt(retire=(others, doubt))
+    assert isinstance(decide_for(doubt, others, retry_unknown=True), RejectDuplicate)
+    failed = row(CreationState.FAILED, error="InvalidRequestError", holds_pair=False)
+    assert decide_for(failed, others, "create", retry_unknown=True) == ServeRecorded(failed)
+    removing = row(CreationState.REMOVING, holds_pair=False)
+    assert decide_for(removing, others, "create") == ServeRecorded(others)
+    assert isinstance(decide_for(removing, others, "create", retry_unknown=True), RejectDuplicate)
+
+
+def test_an_undone_attempt_to_add_a_token_is_not_attempted():
+    """The run has no attempt in doubt: the other run's token is known to exist."""
+    others = evolve(OTHER_RUN, retrieved_at=1.0)
+    undone = decide_for(None, others, "create").values_to_restore(1)
+    assert undone["state"] is CreationState.NOT_ATTEMPTED
 
 
 def test_each_outcome_of_a_record_has_a_known_name():

@@ -42,5 +42,10 @@ async def tested(request, tmp_path):
 
 
 @pytest.fixture
+def report(plaid):
+    return plaid.add_report()
+
+
+@pytest.fixture
 def inbox(tested):
     return tested.inbox

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from inbox_support import PAIR, about_report, add_many, advance, incoming, lease_one, stored
 from journal_support import KEY, OTHER_KEY, creation_requests, execute, open_database
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from plaid_relay_async import ConfigurationError, InboxError, JournalError
@@ -281,18 +281,35 @@ async def test_a_repeated_transaction_has_the_same_results(url):
 
 
 async def test_indexes_are_used(tmp_path):
-    """SQLite finds what is due, what is old, and what is equal in an index."""
-    path = tmp_path / "relay.db"
-    async with SQLInbox(path, key=KEY):
-        pass
-    queries = {
-        "state = 'x' AND due_at < 1 ORDER BY due_at, number": "relay_webhooks_due",
-        "state = 'done' AND body IS NOT NULL AND changed_at < 1": "relay_webhooks_body",
-        "message_id IS NOT NULL AND message_id IN ('x')": "relay_webhooks_message",
-        "report_digest IS NOT NULL AND report_digest = 'x'": "relay_webhooks_report",
-        "digest IN ('x', 'y')": "relay_webhooks_digest",
-    }
+    """No statement of SQLite reads all rows."""
+    path, statements = tmp_path / "relay.db", {}
+
+    def collect(_connection, _cursor, statement, parameters, _context, many):
+        statements[statement] = parameters[0] if many else parameters
+
+    event.listen(Engine, "before_cursor_execute", collect)
+    try:
+        async with SQLInbox(path, key=KEY) as inbox:
+            statements.clear()
+            for message_id in (None, "m1", "m2"):
+                await inbox.add(incoming(message_id=message_id))
+            await inbox.wait_until_due(1)
+            first, second = await inbox.lease(2)
+            await inbox.complete(first)
+            await inbox.bury(second, error="E")
+            await inbox.redeliver(second.webhook.id)
+            await inbox.add(about_report("r"))
+            await inbox.wait_for_report("r")
+            for state in (None, WebhookState.DEAD):
+                await stored(inbox, state)
+    finally:
+        event.remove(Engine, "before_cursor_execute", collect)
     with closing(sqlite3.connect(path)) as connection:
-        for condition, index in queries.items():
-            plan = connection.execute(f"EXPLAIN QUERY PLAN SELECT * FROM relay_webhooks WHERE {condition}")
-            assert index in str(plan.fetchall())
+        plans = {
+            each: str(connection.execute(f"EXPLAIN QUERY PLAN {each}", parameters).fetchall())
+            for each, parameters in statements.items()
+            if "relay_webhooks" in each
+        }
+    assert len(plans) > 10
+    scans = [plan for plan in plans.values() if "SCAN relay_webhooks" in plan and "USING" not in plan]
+    assert scans == []

@@ -5,6 +5,7 @@ Most of them may be repeated after a commit whose confirmation was lost.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     null,
     select,
     text,
@@ -36,6 +38,7 @@ from plaid_relay_async.inbox.schema import (
     webhooks,
 )
 from plaid_relay_async.journal.schema import now
+from plaid_relay_async.journal.statements import input_rows, rows_parameter
 from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.webhooks.inbox import Lease, StoredWebhook, WebhookState, find_same
 
@@ -87,16 +90,23 @@ class NewRow:
 
 
 _NEW_COLUMNS: Final = ("id", "digest", "report_digest", "body", "sent_at", "pair", "message_id")
-_INSERT: Final = insert(webhooks).values(
-    **{name: bindparam(name) for name in _NEW_COLUMNS},
-    received_at=now(),
-    state=WebhookState.PENDING.value,
-    attempts=0,
-    due_at=now(),
-    fencing_token=0,
-    leased=False,
-    changed_at=now(),
-)
+
+
+@functools.cache
+def _insert(kind: str) -> Any:
+    """Return the statement that inserts rows, for a kind of database."""
+    source = input_rows(kind, *(webhooks.c[name] for name in _NEW_COLUMNS))
+    others = {
+        "received_at": now(),
+        "state": literal(WebhookState.PENDING.value),
+        "attempts": literal(0),
+        "due_at": now(),
+        "fencing_token": literal(0),
+        "leased": false(),
+        "changed_at": now(),
+    }
+    rows = select(*(source.c[name] for name in _NEW_COLUMNS), *others.values())
+    return insert(webhooks).from_select([*_NEW_COLUMNS, *others], rows)
 
 
 @frozen
@@ -182,7 +192,8 @@ def _add(connection: Connection, new_rows: Sequence[NewRow]) -> list[bool]:
             identified.append({"same": same.id, "message": same.message_id})
             candidates[row.message_id].append(same)
     if inserted:
-        connection.execute(_INSERT, [row.columns() for row in inserted])
+        rows = rows_parameter([row.columns() for row in inserted])
+        connection.execute(_insert(connection.dialect.name), rows)
     for each in identified:
         connection.execute(_IDENTIFY, each)
     return results

@@ -57,18 +57,25 @@ class Player:
         if name == "add":
             return await inbox.add(argument)
         if name == "lease":
-            leases = sorted(await inbox.lease(100), key=lambda each: each.webhook.received_at)
-            self.leases += leases
-            return [(each.webhook.body, each.webhook.attempts, each.fencing_token) for each in leases]
-        number, *delay = argument if isinstance(argument, tuple) else (argument,)
-        if number >= len(self.leases):
-            return None
-        lease = self.leases[-1 - number]
+            return await self.lease()
+        number, *values = argument if isinstance(argument, tuple) else (argument,)
+        return None if number >= len(self.leases) else await self.use(self.leases[-1 - number], name, *values)
+
+    async def lease(self):
+        """Lease all that is due, in the order in which it was stored."""
+        order = [each.id for each in await stored(self.tested.inbox)]
+        leases = sorted(await self.tested.inbox.lease(100), key=lambda each: order.index(each.webhook.id))
+        self.leases += leases
+        return [(each.webhook.body, each.webhook.attempts, each.fencing_token) for each in leases]
+
+    async def use(self, lease, name, *values):
+        """Apply a call to a lease or its webhook."""
+        call = getattr(self.tested.inbox, name)
         if name == "redeliver":
-            return await inbox.redeliver(lease.webhook.id)
+            return await call(lease.webhook.id)
         if name == "retry":
-            return await inbox.retry(lease, delay=delay[0], error="E")
-        return await (inbox.bury(lease, error="F") if name == "bury" else getattr(inbox, name)(lease))
+            return await call(lease, delay=values[0], error="E")
+        return await (call(lease, error="F") if name == "bury" else call(lease))
 
     async def state(self):
         """Return all that is stored, without IDs and times of arrival."""

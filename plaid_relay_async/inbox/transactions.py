@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from sqlalchemy import (
     Float,
     Integer,
@@ -167,7 +167,8 @@ def write(connection: Connection, commands: Sequence[NewRow | Change]) -> list[b
     elif new_rows:
         # One transaction at a time stores new webhooks, so that it sees all that are stored.
         connection.execute(_LOCK_FOR_ADDING)
-    is_new = iter(_add(connection, new_rows))
+    # Adding may change the message ID of a row, and a repeated transaction needs the rows as they were.
+    is_new = iter(_add(connection, [evolve(row) for row in new_rows]))
     return [
         next(is_new) if isinstance(each, NewRow) else _apply_change(connection, each) for each in commands
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -313,3 +315,12 @@ async def test_indexes_are_used(tmp_path):
     assert len(plans) > 10
     scans = [plan for plan in plans.values() if "SCAN relay_webhooks" in plan and "USING" not in plan]
     assert scans == []
+
+
+@pytest.mark.parametrize("package", ["sqlalchemy", "jwt"])
+def test_a_missing_extra_is_named(package):
+    """Without a package, the error names the extras to install."""
+    code = f"import sys; sys.modules['{package}'] = None; import plaid_relay_async.inbox"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"ModuleNotFoundError: the inbox needs {package}" in done.stderr
+    assert "pip install 'plaid_relay_async[journal,webhooks]'" in done.stderr

@@ -236,21 +236,23 @@ class SQLInbox:
         Raises:
             InboxError: the inbox can't be read or written, isn't open, or belongs to another event loop.
         """
-        resources = self._open_resources
+        is_new = await self._open_resources.commands.submit(self._to_row(webhook))
+        if is_new:
+            self._notify()
+        return is_new
+
+    def _to_row(self, webhook: IncomingWebhook) -> NewRow:
+        digests = self._open_resources.digests
         report_id = read_report_id(webhook.body)
-        row = NewRow(
+        return NewRow(
             id=secrets.token_hex(16),
-            digest=resources.digests.keyed_hash(b"webhook", content_digest(webhook.body, webhook.pair)),
+            digest=digests.keyed_hash(b"webhook", content_digest(webhook.body, webhook.pair)),
             report_digest=None if report_id is None else self._report_digest(report_id),
             body=transactions.encrypt_body(webhook.body, self._keyring),
             sent_at=webhook.sent_at,
             pair=webhook.pair,
             message_id=transactions.encode(webhook.message_id),
         )
-        is_new = await resources.commands.submit(row)
-        if is_new:
-            self._notify()
-        return is_new
 
     def _report_digest(self, report_id: str) -> str:
         return self._open_resources.digests.keyed_hash(b"report", report_id)

@@ -5,11 +5,12 @@ Most of them may be repeated after a commit whose confirmation was lost.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from sqlalchemy import (
     Float,
     Integer,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     null,
     select,
     text,
@@ -31,11 +33,12 @@ from plaid_relay_async.inbox.schema import (
     HAS_BODY_AND_IS_DONE,
     HAS_MESSAGE_ID,
     HAS_REPORT,
-    IS_DONE,
+    has_state,
     inboxes,
     webhooks,
 )
 from plaid_relay_async.journal.schema import now
+from plaid_relay_async.journal.statements import input_rows, rows_parameter
 from plaid_relay_async.redaction import strip_traceback
 from plaid_relay_async.webhooks.inbox import Lease, StoredWebhook, WebhookState, find_same
 
@@ -87,16 +90,23 @@ class NewRow:
 
 
 _NEW_COLUMNS: Final = ("id", "digest", "report_digest", "body", "sent_at", "pair", "message_id")
-_INSERT: Final = insert(webhooks).values(
-    **{name: bindparam(name) for name in _NEW_COLUMNS},
-    received_at=now(),
-    state=WebhookState.PENDING.value,
-    attempts=0,
-    due_at=now(),
-    fencing_token=0,
-    leased=False,
-    changed_at=now(),
-)
+
+
+@functools.cache
+def _insert(kind: str) -> Any:
+    """Return the statement that inserts rows, for a kind of database."""
+    source = input_rows(kind, *(webhooks.c[name] for name in _NEW_COLUMNS))
+    others = {
+        "received_at": now(),
+        "state": literal(WebhookState.PENDING.value),
+        "attempts": literal(0),
+        "due_at": now(),
+        "fencing_token": literal(0),
+        "leased": false(),
+        "changed_at": now(),
+    }
+    rows = select(*(source.c[name] for name in _NEW_COLUMNS), *others.values())
+    return insert(webhooks).from_select([*_NEW_COLUMNS, *others], rows)
 
 
 @frozen
@@ -157,7 +167,8 @@ def write(connection: Connection, commands: Sequence[NewRow | Change]) -> list[b
     elif new_rows:
         # One transaction at a time stores new webhooks, so that it sees all that are stored.
         connection.execute(_LOCK_FOR_ADDING)
-    is_new = iter(_add(connection, new_rows))
+    # Adding may change the message ID of a row, and a repeated transaction needs the rows as they were.
+    is_new = iter(_add(connection, [evolve(row) for row in new_rows]))
     return [
         next(is_new) if isinstance(each, NewRow) else _apply_change(connection, each) for each in commands
     ]
@@ -182,7 +193,8 @@ def _add(connection: Connection, new_rows: Sequence[NewRow]) -> list[bool]:
             identified.append({"same": same.id, "message": same.message_id})
             candidates[row.message_id].append(same)
     if inserted:
-        connection.execute(_INSERT, [row.columns() for row in inserted])
+        rows = rows_parameter([row.columns() for row in inserted])
+        connection.execute(_insert(connection.dialect.name), rows)
     for each in identified:
         connection.execute(_IDENTIFY, each)
     return results
@@ -230,7 +242,7 @@ def lease(connection: Connection, keyring: Keyring, limit: int, lease_seconds: f
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     query = (
         select(webhooks)
-        .where(webhooks.c.state == WebhookState.PENDING.value, webhooks.c.due_at <= _NOW)
+        .where(has_state(WebhookState.PENDING), webhooks.c.due_at <= _NOW)
         .order_by(webhooks.c.due_at, webhooks.c.number)
         .limit(max(0, limit))
         .with_for_update(skip_locked=True)
@@ -290,7 +302,7 @@ def read_page(
     """Return the next webhooks after a number, each with its number; with a state, only those in it."""
     query = select(webhooks).where(webhooks.c.number > after).order_by(webhooks.c.number)
     if state is not None:
-        query = query.where(webhooks.c.state == state.value)
+        query = query.where(has_state(state))
     rows = connection.execute(query.limit(ROWS_PER_PAGE))
     return [(row.number, to_stored(row, keyring, attempts=row.attempts)) for row in rows]
 
@@ -298,9 +310,7 @@ def read_page(
 def seconds_until_due(connection: Connection) -> float | None:
     """Return the seconds until a pending webhook is due, or `None` if there is none."""
     first = select(func.min(webhooks.c.due_at) - _NOW)
-    seconds: float | None = connection.execute(
-        first.where(webhooks.c.state == WebhookState.PENDING.value)
-    ).scalar_one()
+    seconds: float | None = connection.execute(first.where(has_state(WebhookState.PENDING))).scalar_one()
     return seconds
 
 
@@ -329,7 +339,7 @@ def discard(connection: Connection, webhook_id: str) -> bool:
 
 
 def _change_dead_letter(connection: Connection, webhook_id: str, **values: Any) -> bool:
-    is_dead = and_(webhooks.c.id == webhook_id, webhooks.c.state == WebhookState.DEAD.value)
+    is_dead = and_(webhooks.c.id == webhook_id, has_state(WebhookState.DEAD))
     statement = update(webhooks).where(is_dead).values(changed_at=now(), **values)
     return bool(connection.execute(statement).rowcount)
 
@@ -339,7 +349,7 @@ def purge(connection: Connection, retention: float) -> bool:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     bodies = _oldest(HAS_BODY_AND_IS_DONE, retention)
-    rows = _oldest(IS_DONE, max(retention, _MIN_ROW_SECONDS))
+    rows = _oldest(has_state(WebhookState.DONE), max(retention, _MIN_ROW_SECONDS))
     counts = (
         connection.execute(update(webhooks).where(bodies).values(body=null())).rowcount,
         connection.execute(delete(webhooks).where(rows)).rowcount,

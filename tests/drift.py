@@ -100,6 +100,7 @@ VALUES_OF_REQUESTS: Final = {
     "SandboxItemFireWebhookRequest.webhook_code": "WebhookCode",
     "SandboxItemFireWebhookRequest.webhook_type": "WebhookType",
     "SandboxPublicTokenCreateRequest.initial_products": "Product",
+    "WebhookEventsListRequest.delivery_statuses": "WebhookDeliveryStatus",
 }
 
 _KINDS: Final = {
@@ -110,6 +111,7 @@ _KINDS: Final = {
     date: "date",
     datetime: "date-time",
     Any: "anything",
+    dict: "anything",  # an object without properties
     Hidden: "hidden",
 }
 
@@ -236,6 +238,7 @@ FAMILIES: Final = (
     "/sandbox/public_token/create",
     "/sandbox/item/fire_webhook",
     "/webhook_verification_key/",
+    "/beta/webhook_events/",
 )
 
 _SUPPORTED_KEYS: Final = frozenset(
@@ -495,6 +498,7 @@ ALLOWED: Final = (
     ),
     Allowed("/item/remove", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
     Allowed("/sandbox/item/fire_webhook", Kind.NO_OPERATION, _NOT_IN_EXCERPT, Documents.EXCERPTS),
+    Allowed("/beta/webhook_events/list", Kind.NO_OPERATION, "new in mid-2026", Documents.OLDER),
     # Client-side fields.
     Allowed("AssetReportGetResponse.raw", Kind.UNKNOWN_FIELD, "client-side: the bytes of the response"),
     Allowed("RelayRemoveResponse.inferred", Kind.UNKNOWN_FIELD, _INFERRED),

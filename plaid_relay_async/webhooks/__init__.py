@@ -28,8 +28,15 @@ try:
         WebhookKeyLookupError,
         WebhookRefusedError,
     )
+    from plaid_relay_async.webhooks.inbox import (
+        Inbox,
+        IncomingWebhook,
+        StoredWebhook,
+        WebhookState,
+    )
     from plaid_relay_async.webhooks.keys import VerificationKey
     from plaid_relay_async.webhooks.parsing import parse
+    from plaid_relay_async.webhooks.recovery import Recovery
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
 except ModuleNotFoundError as error:
@@ -39,14 +46,18 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "Inbox",
+    "IncomingWebhook",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
     "NewAccountsAvailableWebhook",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
+    "Recovery",
     "RefusalReason",
     "StaleWebhookError",
+    "StoredWebhook",
     "UnknownWebhook",
     "UserAccountRevokedWebhook",
     "UserPermissionRevokedWebhook",
@@ -56,6 +67,7 @@ __all__ = [
     "WebhookEvent",
     "WebhookKeyLookupError",
     "WebhookRefusedError",
+    "WebhookState",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",
     "verify",

@@ -11,11 +11,13 @@ webhooks are the same one if they have the same content and the same pair, and w
 
 from __future__ import annotations
 
+import decimal
 import enum
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -175,16 +177,33 @@ def content_digest(body: bytes, pair: str | None) -> str:
     """Return the digest of a webhook's content and pair, in hexadecimal digits.
 
     A body that is a JSON object is compared by its values: the list of sent webhooks has the payload, but not
-    the bytes that were sent. Any other body is compared by its bytes.
+    the bytes that were sent. So `1.0` and `1e0` are the same number, and of two members with the same name
+    the last one counts. Any other body is compared by its bytes.
     """
     try:
-        payload = json.loads(body)
-        if not isinstance(payload, dict):
-            raise ValueError
-        content = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, RecursionError):
+        payload = json.loads(body, parse_int=_read_number, parse_float=_read_number, parse_constant=float)
+        content = _canonical_json(payload).encode() if isinstance(payload, dict) else body
+    except (ValueError, ArithmeticError, RecursionError):
         content = body
     return hashlib.sha256(f"{pair or ''}:".encode() + content).hexdigest()
+
+
+# Without a limit on digits: a number is compared exactly.
+_EXACT: Final = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+
+
+def _read_number(text: str) -> Decimal:
+    """Return a number in its shortest form; zero has no sign."""
+    return Decimal(text).normalize(_EXACT) or Decimal(0)
+
+
+def _canonical_json(value: Any) -> str:
+    if isinstance(value, dict):
+        members = (f"{json.dumps(name)}:{_canonical_json(value[name])}" for name in sorted(value))
+        return f"{{{','.join(members)}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_canonical_json, value))}]"
+    return str(value) if isinstance(value, Decimal) else json.dumps(value, allow_nan=False)
 
 
 def read_pair_id(url: str) -> str | None:

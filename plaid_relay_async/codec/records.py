@@ -269,6 +269,10 @@ def _is_tuple(cls: Any) -> bool:
     return get_origin(cls) is tuple
 
 
+def _is_object(cls: Any) -> bool:
+    return get_origin(cls) is dict
+
+
 _SCALARS: Final = (str, int, bool, Decimal)
 
 
@@ -279,7 +283,7 @@ def _make_converter(*, with_paths: bool) -> cattrs.Converter:
         converter.register_structure_hook(cls, _scalar_hook(cls))
     converter.register_structure_hook(date, _structure_date)
     converter.register_structure_hook(datetime, _structure_datetime)
-    converter.register_structure_hook(dict[str, Any], _structure_object)
+    converter.register_structure_hook_func(_is_object, _structure_object)
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_unstructure_hook(datetime, _format_datetime)
     converter.register_structure_hook_factory(_is_optional, _optional_hook)

@@ -28,13 +28,9 @@ try:
         WebhookKeyLookupError,
         WebhookRefusedError,
     )
-    from plaid_relay_async.webhooks.inbox import (
-        Inbox,
-        IncomingWebhook,
-        StoredWebhook,
-        WebhookState,
-    )
+    from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.recovery import Recovery
     from plaid_relay_async.webhooks.verification import verify
@@ -50,6 +46,8 @@ __all__ = [
     "IncomingWebhook",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
+    "Lease",
+    "MemoryInbox",
     "NewAccountsAvailableWebhook",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",

@@ -15,6 +15,7 @@ from plaid_relay_async.simulator.api_errors import ApiError
 from plaid_relay_async.simulator.checks import (
     BOOLEAN,
     DATE,
+    TIME,
     URL,
     URL_OR_EMPTY,
     Fields,
@@ -27,6 +28,7 @@ from plaid_relay_async.simulator.checks import (
     string,
 )
 from plaid_relay_async.simulator.outline import USER_FIELDS, Outline
+from plaid_relay_async.simulator.webhook_log import MAX_PAGE, STATUSES
 from plaid_relay_async.simulator.world import Report, ReportOptions, World
 
 
@@ -103,19 +105,27 @@ def _fire_webhook(request: OperationRequest) -> OperationResult:
     if item.webhook is None:
         raise ApiError("SANDBOX_WEBHOOK_INVALID")
     webhooks.check_product(webhook_type, item.products)
-    fired = {
-        "webhook_type": webhook_type,
-        "webhook_code": request["webhook_code"],
-        "item_id": item.login.item_id,
-        "url": item.webhook,
-        "request_id": request.request_id,
-    }
-    request.world.webhooks.append(fired)
+    request.world.webhooks.send(
+        request.client_id,
+        item.webhook,
+        {
+            "webhook_type": webhook_type,
+            "webhook_code": request["webhook_code"],
+            "item_id": item.login.item_id,
+            "environment": "sandbox",
+        },
+        item_id=item.login.item_id,
+        request_id=request.request_id,
+    )
     return {"webhook_fired": True}
 
 
 def _webhook_key_get(request: OperationRequest) -> OperationResult:
     return {"key": request.world.webhook_keys.find_public_key(request["key_id"])}
+
+
+def _webhook_events_list(request: OperationRequest) -> OperationResult:
+    return request.world.webhooks.list_events(request.client_id, request.body)
 
 
 def _report_create(request: OperationRequest) -> OperationResult:
@@ -320,6 +330,18 @@ OPERATIONS: Mapping[str, Operation] = {
         },
     ),
     "/webhook_verification_key/get": Operation(_webhook_key_get, {"key_id": _REQUIRED_STRING}),
+    "/beta/webhook_events/list": Operation(
+        _webhook_events_list,
+        {
+            "cursor": string(max_length=512),
+            "start_time": nullable(TIME),
+            "count": nullable(integer(1, MAX_PAGE)),
+            "webhook_types": list_of(_ANY_STRING),
+            "webhook_codes": list_of(_ANY_STRING),
+            "item_ids": list_of(_ANY_STRING),
+            "delivery_statuses": list_of(one_of(*STATUSES)),
+        },
+    ),
     "/asset_report/create": Operation(
         _report_create,
         {

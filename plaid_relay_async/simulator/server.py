@@ -187,7 +187,17 @@ class Simulator:
         Each has `webhook_type`, `webhook_code`, `item_id`, the Item's webhook `url`, and the `request_id` of
         the response.
         """
-        return tuple(dict(fired) for fired in self.world.webhooks)
+        return tuple(
+            {
+                "webhook_type": webhook.payload["webhook_type"],
+                "webhook_code": webhook.payload["webhook_code"],
+                "item_id": webhook.item_id,
+                "url": webhook.url,
+                "request_id": webhook.request_id,
+            }
+            for webhook in self.world.webhooks
+            if webhook.item_id is not None and webhook.request_id is not None
+        )
 
     def add_report(
         self,

@@ -23,6 +23,8 @@ from plaid_relay_async.simulator.outline import (
     Outline,
     report_id_from_seed,
 )
+from plaid_relay_async.simulator.simulated_time import SimulatedTime
+from plaid_relay_async.simulator.webhook_log import WebhookLog
 from plaid_relay_async.simulator.webhooks import WebhookKeys
 
 _INSTITUTION = re.compile(r"ins_\d+")
@@ -205,7 +207,7 @@ class World:
         self._generation_delay = generation_delay
         self._transactions = transactions
         self._seed = seed
-        self._clock = clock
+        self.time = self._clock = SimulatedTime(clock)
         # Not the module's shared generator: IDs must neither depend on a program's random.seed() nor change
         # the numbers that the program draws.
         self._rng = Random()
@@ -219,7 +221,7 @@ class World:
         self._item_errors: dict[str, ItemErrors] = {}
         self.ledger = Ledger(self._relay_tokens)
         self.refreshes: list[tuple[str, str]] = []
-        self.webhooks: list[Mapping[str, str]] = []
+        self.webhooks = WebhookLog(self.time)
         self.webhook_keys = WebhookKeys()
 
     def new_request_id(self) -> str:

@@ -35,7 +35,7 @@ class Shape:
     """The type of a value.
 
     Attributes:
-        kind: a type or a format of JSON Schema, or `anything`.
+        kind: a type or a format of JSON Schema, or `anything`, or `any object` for one of any properties.
         nullable: whether the value may be `None`.
         values: the values of a string that constants name, or `None` without constants.
         items: the shape of an array's elements.
@@ -111,7 +111,7 @@ _KINDS: Final = {
     date: "date",
     datetime: "date-time",
     Any: "anything",
-    dict: "anything",  # an object without properties
+    dict: "any object",
     Hidden: "hidden",
 }
 
@@ -350,7 +350,7 @@ class _Comparison:
 
     def compare_elements(self, where: str, ours: Shape, schema: Schema, *, is_response: bool) -> None:
         inner = self.resolve(where, schema.get("items", {}))
-        if ours.kind == kind_of(inner) == "anything":
+        if ours.kind == "anything" and kind_of(inner) in {"anything", "any object"}:
             return
         if ours.nullable and not is_nullable(inner):
             self.add(where, Kind.ELEMENTS_LAX)
@@ -391,7 +391,7 @@ def kind_of(schema: Schema) -> str:
     """Return the kind of a resolved schema; see `Shape`."""
     kind = schema.get("type", "object" if "properties" in schema else "anything")
     if kind == "object" and "properties" not in schema:
-        return "anything"
+        return "any object"
     return schema["format"] if schema.get("format") in {"date", "date-time", "binary"} else str(kind)
 
 

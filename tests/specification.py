@@ -287,7 +287,7 @@ _OTHER_OPERATIONS = {
             cursor={"type": "string", "maxLength": 512},
             start_time={"type": "string", "format": "date-time", "nullable": True},
             count={"type": "integer", "minimum": 1, "maximum": 100, "default": 100, "nullable": True},
-            **dict.fromkeys(_WEBHOOK_FILTERS, {"type": "array", "items": _STRING}),
+            **{name: {"type": "array", "items": _STRING} for name in _WEBHOOK_FILTERS},
             delivery_statuses={"type": "array", "items": _DELIVERY_STATUS},
         ),
         _object(

@@ -161,9 +161,7 @@ class Maker:
         if kind == "string":
             constants = [value for value in schema.get("enum", ()) if value is not None]
             return st.sampled_from(constants) | self.texts if constants else self.texts
-        if kind == "anything":
-            return UNKNOWN if schema.get("type") == "object" else ANY_JSON
-        return LEAVES[kind]
+        return {"anything": ANY_JSON, "any object": self.unknown, **LEAVES}[kind]
 
     def object(self, schema: Schema, depth: int) -> st.SearchStrategy[Any]:
         required = schema.get("required", ())
@@ -363,6 +361,7 @@ WRONG = {
     "date-time": [*NO_STRING, CANARY, "", "2026-02-30T18:27:37Z", "2026-03-30T18:27:37" + CANARY],
     "array": [CANARY, CANARY_NUMBER, True, {}, {"0": CANARY}],
     "object": [CANARY, CANARY_NUMBER, True, [], [CANARY]],
+    "any object": [CANARY, CANARY_NUMBER, True, [], [CANARY]],
 }
 
 

@@ -63,6 +63,9 @@ MAP = {
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
+    "inbox": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
+    ),
     "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
     "gateway": AllowedImports(
         (
@@ -115,6 +118,7 @@ LAZY_MODULES = (
     "platformdirs",
     f"{PACKAGE}.limits",
     f"{PACKAGE}.journal",
+    f"{PACKAGE}.inbox",
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",
     f"{PACKAGE}.gateway",

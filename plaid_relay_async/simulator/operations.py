@@ -100,22 +100,13 @@ def _item_remove(request: OperationRequest) -> OperationResult:
 
 
 def _fire_webhook(request: OperationRequest) -> OperationResult:
-    item = request.world.get_item(request.client_id, request["access_token"])
-    webhook_type = webhooks.resolve_type(request["webhook_code"], request["webhook_type"])
-    if item.webhook is None:
-        raise ApiError("SANDBOX_WEBHOOK_INVALID")
-    webhooks.check_product(webhook_type, item.products)
-    request.world.webhooks.send(
+    request.world.fire_webhook(
         request.client_id,
-        item.webhook,
-        {
-            "webhook_type": webhook_type,
-            "webhook_code": request["webhook_code"],
-            "item_id": item.login.item_id,
-            "environment": "sandbox",
-        },
-        item_id=item.login.item_id,
+        request["access_token"],
+        code=request["webhook_code"],
+        requested_type=request["webhook_type"],
         request_id=request.request_id,
+        new_transactions=request.options().get("new_transactions"),
     )
     return {"webhook_fired": True}
 
@@ -138,6 +129,7 @@ def _report_create(request: OperationRequest) -> OperationResult:
         investments="investments" in add_ons,
         fast_assets="fast_assets" in add_ons or bool(options.get("include_fast_report")),
         require_all_items=options.get("require_all_items") is not False,
+        webhook=options.get("webhook"),
     )
     return _report_identifiers(
         *request.world.create_report(
@@ -206,27 +198,26 @@ def _relay_create(request: OperationRequest) -> OperationResult:
     partner = request["secondary_client_id"]
     return {
         "relay_token": request.world.create_relay(
-            request.client_id, report_token, partner, request.request_id
+            request.client_id, report_token, partner, request.request_id, request["webhook"]
         )
     }
 
 
-def _shared_outline(request: OperationRequest) -> Outline:
-    return request.world.ready_outline(
-        request.world.get_relay_token(request.client_id, request["relay_token"]).report
-    )
-
-
 def _relay_get(request: OperationRequest) -> OperationResult:
-    return PendingReport(_shared_outline(request), bool(request["include_insights"]))
+    relay = request.world.get_relay_token(request.client_id, request["relay_token"])
+    outline = request.world.ready_outline(relay.report)
+    # Plaid publishes it for this operation. That the one for PDFs doesn't send a webhook is our choice.
+    request.world.announce_retrieval(relay)
+    return PendingReport(outline, bool(request["include_insights"]))
 
 
 def _relay_pdf_get(request: OperationRequest) -> OperationResult:
-    return samples.render_report_pdf(_shared_outline(request))
+    relay = request.world.get_relay_token(request.client_id, request["relay_token"])
+    return samples.render_report_pdf(request.world.ready_outline(relay.report))
 
 
 def _relay_refresh(request: OperationRequest) -> OperationResult:
-    report_id = request.world.refresh_relay(request.client_id, request["relay_token"])
+    report_id = request.world.refresh_relay(request.client_id, request["relay_token"], request["webhook"])
     return {"relay_token": request["relay_token"], "asset_report_id": report_id}
 
 

@@ -51,6 +51,8 @@ class SentWebhook:
         last_attempt_at: when the last attempt was made.
         http_status: the last status with which the receiver responded.
         error: why the last attempt failed, or why there was none.
+        next_delay: how long after a failed attempt the next one is made, in seconds.
+        removed: whether the log has removed it.
     """
 
     number: int
@@ -66,6 +68,8 @@ class SentWebhook:
     last_attempt_at: float | None = None
     http_status: int | None = None
     error: str | None = None
+    next_delay: float = 30.0
+    removed: bool = False
 
     def to_event(self, time: SimulatedTime) -> dict[str, Any]:
         """Return it as Plaid lists it."""
@@ -148,7 +152,9 @@ class WebhookLog:
     def _remove_old(self) -> None:
         oldest = self._time() - _RETENTION_SECONDS
         while self._webhooks and (len(self._webhooks) > self._size or self._webhooks[0].sent_at < oldest):
-            self.on_remove(self._webhooks.popleft())
+            webhook = self._webhooks.popleft()
+            webhook.removed = True
+            self.on_remove(webhook)
 
     def list_events(self, client_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of the response to a request whose fields have been checked."""

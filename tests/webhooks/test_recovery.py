@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from datetime import datetime
 from decimal import Decimal
 
 import pytest
+from aiohttp import web
 from attrs import evolve
 from canaries import assert_error_is_clean, assert_no_canary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import OWNER, QUICK
 from webhook_events_support import EXPIRED, UNAVAILABLE, event_of, listing, page_of
 from webhook_signing import EXAMPLES
 
 from plaid_relay_async import (
     CursorExpiredError,
     InvalidRequestError,
+    RelayClient,
     RequestValidationError,
     ResponseDecodeError,
     from_json,
     models,
 )
-from plaid_relay_async.webhooks import IncomingWebhook, MemoryInbox, Recovery, parse
-from plaid_relay_async.webhooks.inbox import DEDUPLICATION_SECONDS, content_digest
+from plaid_relay_async.simulator import Simulator, WebhookFault
+from plaid_relay_async.webhooks import IncomingWebhook, MemoryInbox, Recovery, StaleWebhookError, parse
+from plaid_relay_async.webhooks.inbox import DEDUPLICATION_SECONDS, content_digest, read_pair_id
 from plaid_relay_async.webhooks.recovery import to_incoming
 
 PAIR = "0123456789abcdef0123456789abcdef"
@@ -364,3 +370,69 @@ def test_a_listed_webhook_is_stored_without_what_is_not_in_its_payload():
     webhook = from_json(json.dumps(event_of(region="us")), models.SentWebhook)
     assert json.loads(to_incoming(webhook).body) == webhook.payload
     assert to_incoming(evolve(webhook, payload={})).body == b"{}"
+
+
+# -------------------------------------------------------------------------------- with the simulator
+
+
+@contextlib.asynccontextmanager
+async def receiving(client, inbox, *, fails):
+    """Run a receiver that stores verified webhooks, and that fails now and then; yield its URL."""
+
+    async def receive(request):
+        body = await request.read()
+        try:
+            webhook = await client.webhooks.verify(body, request.headers)
+        except StaleWebhookError as error:
+            webhook = error.webhook
+        if next(fails):
+            return web.Response(status=500)
+        await inbox.add(IncomingWebhook(webhook.body, webhook.issued_at, read_pair_id(request.path)))
+        return web.Response(status=500 if next(fails) else 200)
+
+    app = web.Application()
+    app.router.add_post("/relay/{pair}", receive)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/relay"
+    finally:
+        await runner.cleanup()
+
+
+async def test_no_webhook_is_missing_or_stored_twice_after_loss():
+    """Whatever is lost, duplicated or late, after a recovery the inbox has each webhook once."""
+    inbox, count = MemoryInbox(), 60
+    faults = (
+        WebhookFault(webhook_code="ERROR", lose=True),
+        WebhookFault(rate=0.3, ignore_response=True),
+        WebhookFault(rate=0.3, duplicates=2),
+        WebhookFault(rate=0.3, delay=900, stale=True),
+    )
+    async with (
+        Simulator(faults=faults) as plaid,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client,
+        receiving(client, inbox, fails=itertools.cycle([False, False, True, False, False])) as url,
+    ):
+        for number in range(count):
+            payload = {
+                "webhook_type": "ASSETS",
+                "webhook_code": "ERROR" if number % 4 == 0 else "PRODUCT_READY",
+                "asset_report_id": f"report-{number}",
+            }
+            plaid.world.webhooks.send(OWNER.client_id, f"{url}/{number:032x}", payload)
+        await plaid.advance(120)
+        before = {webhook.pair async for webhook in inbox.webhooks()}
+        assert 0 < len(before) < count
+        recovery = await client.webhooks.recover(inbox, count=7)
+        assert (recovery.read, recovery.added) == (count, count - len(before))
+        await plaid.advance(2 * 86_400)
+        again = await client.webhooks.recover(inbox, count=7)
+        assert (again.read, again.added) == (0, 0)
+    stored = [webhook async for webhook in inbox.webhooks()]
+    assert sorted(webhook.pair for webhook in stored) == [f"{number:032x}" for number in range(count)]
+    assert len({webhook.message_id for webhook in stored}) == count
+    assert {json.loads(webhook.body)["asset_report_id"] for webhook in stored} == {
+        f"report-{number}" for number in range(count)
+    }

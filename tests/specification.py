@@ -239,7 +239,7 @@ _WEBHOOK_TYPES = [
     *("AUTH", "HOLDINGS", "INVESTMENTS_TRANSACTIONS", "ITEM", "LIABILITIES", "TRANSACTIONS", "ASSETS"),
     "IDENTITY",
 ]
-_WEBHOOK_FILTERS = ("webhook_types", "webhook_codes", "item_ids")
+_STRINGS: Schema = {"type": "array", "items": _STRING}
 _DELIVERY_STATUS = {"type": "string", "enum": ["PENDING", "DELIVERED", "FAILED"]}
 _SENT_WEBHOOK = _object(
     webhook_message_id=_STRING,
@@ -281,13 +281,18 @@ _OTHER_OPERATIONS = {
     ),
     "/beta/webhook_events/list": (
         _object(
-            ("client_id", "secret", "cursor", "start_time", "count", *_WEBHOOK_FILTERS, "delivery_statuses"),
+            (
+                *("client_id", "secret", "cursor", "start_time", "count"),
+                *("webhook_types", "webhook_codes", "item_ids", "delivery_statuses"),
+            ),
             client_id=_STRING,
             secret=_STRING,
             cursor={"type": "string", "maxLength": 512},
             start_time={"type": "string", "format": "date-time", "nullable": True},
             count={"type": "integer", "minimum": 1, "maximum": 100, "default": 100, "nullable": True},
-            **{name: {"type": "array", "items": _STRING} for name in _WEBHOOK_FILTERS},
+            webhook_types=_STRINGS,
+            webhook_codes=_STRINGS,
+            item_ids=_STRINGS,
             delivery_statuses={"type": "array", "items": _DELIVERY_STATUS},
         ),
         _object(

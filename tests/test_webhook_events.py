@@ -93,7 +93,7 @@ async def test_the_cursor_follows_the_pages_that_were_read_completely():
         cursors = [(webhook.webhook_message_id, sent.cursor) async for webhook in sent]
     assert cursors == [("message-1", "start"), ("message-2", "start"), ("message-4", "after-3")]
     assert sent.cursor == "after-4"
-    assert requests == [{"cursor": each, "count": 100} for each in ("start", "after-2", "after-3")]
+    assert requests == [{"cursor": each} for each in ("start", "after-2", "after-3")]
 
 
 async def test_a_failed_page_can_be_read_again():
@@ -158,7 +158,6 @@ async def test_all_arguments_are_sent():
         )
         assert [webhook async for webhook in sent] == []
     common = {
-        "count": 100,
         "webhook_types": ["ASSETS"],
         "webhook_codes": ["PRODUCT_READY"],
         "item_ids": ["item-1", "item-2"],

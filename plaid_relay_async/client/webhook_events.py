@@ -88,7 +88,7 @@ class WebhookEvents(OperationGroup):
         *,
         cursor: str | None = None,
         start_time: datetime | None = None,
-        count: int = 100,
+        count: int | None = None,
         webhook_types: Iterable[str] | None = None,
         webhook_codes: Iterable[str] | None = None,
         item_ids: Iterable[str] | None = None,
@@ -107,7 +107,7 @@ class WebhookEvents(OperationGroup):
             cursor: the `cursor` of an earlier list, to continue after it.
             start_time: the earliest time of sending, with a time zone, within the last 7 days. Plaid ignores
                 it if `cursor` is passed. Without both, the list begins with the oldest webhook.
-            count: the maximum number of webhooks of a page, 1 to 100.
+            count: the maximum number of webhooks of a page, 1 to 100; Plaid's default is 100.
             webhook_types: a filter, such as `["ASSETS"]`.
             webhook_codes: a filter, such as `["PRODUCT_READY"]`.
             item_ids: a filter by the IDs of Items.

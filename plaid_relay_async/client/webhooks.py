@@ -100,7 +100,7 @@ class Webhooks:
         inbox: Inbox,
         *,
         url_prefix: str = "",
-        count: int = 100,
+        count: int | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[Recovery]:
@@ -115,7 +115,8 @@ class Webhooks:
             inbox: the inbox.
             url_prefix: only webhooks that were sent to a URL with this beginning are added. Pass it if other
                 applications receive webhooks of the same account.
-            count: the maximum number of webhooks that are read with one request, 1 to 100.
+            count: the maximum number of webhooks that are read with one request, 1 to 100; Plaid's default is
+                100.
             timeout: seconds for all attempts of one request; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
 

@@ -28,7 +28,7 @@ from plaid_relay_async.client import (
 )
 from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
-from plaid_relay_async.simulator import Fault, Limit
+from plaid_relay_async.simulator import Fault, Limit, WebhookFault
 from plaid_relay_async.webhooks import RefusalReason, WebhookError
 
 ROOT = Path(__file__).parent.parent
@@ -134,9 +134,11 @@ def test_batch_md_lists_the_errors_that_stop_a_report(facts):
     assert affects_report(error_class_for(**facts, status=400)("it", **facts))
 
 
-@pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])
+@pytest.mark.parametrize(
+    ("heading", "cls"), [("Faults", Fault), ("Faults of webhooks", WebhookFault), ("Limits", Limit)]
+)
 def test_simulator_md_lists_every_field(heading, cls):
-    """simulator.md has each field of `Fault` and of `Limit` in a table."""
+    """simulator.md has each field of `Fault`, `WebhookFault` and `Limit` in a table."""
     table = "\n".join(
         re.findall(r"^\| (`.+?) \|", section_of(page("docs/simulator.md"), heading), re.MULTILINE)
     )

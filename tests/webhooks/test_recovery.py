@@ -14,6 +14,7 @@ from attrs import evolve
 from canaries import assert_error_is_clean, assert_no_canary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_support import KEY
 from support import OWNER, QUICK
 from webhook_events_support import EXPIRED, UNAVAILABLE, event_of, listing, page_of
 from webhook_signing import EXAMPLES
@@ -27,6 +28,7 @@ from plaid_relay_async import (
     from_json,
     models,
 )
+from plaid_relay_async.inbox import SQLInbox
 from plaid_relay_async.simulator import Simulator, WebhookFault
 from plaid_relay_async.webhooks import IncomingWebhook, MemoryInbox, Recovery, StaleWebhookError, parse
 from plaid_relay_async.webhooks.inbox import DEDUPLICATION_SECONDS, content_digest, read_pair_id
@@ -47,7 +49,7 @@ async def bodies_of(inbox):
     return [json.loads(webhook.body)["number"] async for webhook in inbox.webhooks()]
 
 
-async def test_missing_webhooks_are_added_and_the_cursor_is_stored():
+async def test_missing_webhooks_are_added_and_the_cursor_is_stored(clean_logs):
     """All pages are read; what the inbox has is skipped, and the cursor is stored after each page."""
     inbox = MemoryInbox()
     await inbox.add(to_incoming(from_json(json.dumps(event_of(2)), models.SentWebhook)))
@@ -401,9 +403,19 @@ async def receiving(client, inbox, *, fails):
         await runner.cleanup()
 
 
-async def test_no_webhook_is_missing_or_stored_twice_after_loss():
+@pytest.mark.may_block  # SQLAlchemy's own
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_no_webhook_is_missing_or_stored_twice_after_loss(kind, tmp_path):
     """Whatever is lost, duplicated or late, after a recovery the inbox has each webhook once."""
-    inbox, count = MemoryInbox(), 60
+    if kind == "memory":
+        await lose_and_recover(MemoryInbox())
+    else:
+        async with SQLInbox(tmp_path / "inbox.db", key=KEY) as inbox:
+            await lose_and_recover(inbox)
+
+
+async def lose_and_recover(inbox):
+    count = 60
     faults = (
         WebhookFault(webhook_code="ERROR", lose=True),
         WebhookFault(rate=0.3, ignore_response=True),

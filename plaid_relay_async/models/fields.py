@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
 from unicodedata import category
@@ -194,6 +195,14 @@ def is_url_template(_: object, attribute: Attribute[Any], value: object) -> None
         rest = url.replace(PAIR_PLACEHOLDER, "", 1)
     if "{" in rest or "}" in rest:
         raise invalid(attribute.name, HAS_BRACES)
+
+
+def is_aware_time(_: object, attribute: Attribute[Any], value: object) -> None:
+    """Check that the value is a datetime with a time zone."""
+    if not isinstance(value, datetime):
+        raise invalid(attribute.name, f"must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise invalid(attribute.name, "has no time zone: pass datetime.now(UTC), for example")
 
 
 def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:

@@ -35,6 +35,7 @@ try:
     from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.receiver import ReceiverResponse, WebhookReceiver
+    from plaid_relay_async.webhooks.recovery import Recovery
     from plaid_relay_async.webhooks.router import Delivery, RetrievedPair, WebhookRouter
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
@@ -58,6 +59,7 @@ __all__ = [
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
     "ReceiverResponse",
+    "Recovery",
     "RefusalReason",
     "RetrievedPair",
     "StaleWebhookError",

@@ -193,7 +193,9 @@ async def test_the_environment_is_that_of_the_client(plaid, client):
     body = b'{"environment": "production"}'
     assert (await client.webhooks.verify(body, sign_webhook(body))).body == body
     with pytest.raises(WebhookRefusedError) as caught:
-        await Webhooks(client.webhook_verification_key, Environment.SANDBOX).verify(body, sign_webhook(body))
+        await Webhooks(client.webhook_verification_key, client.webhook_events, Environment.SANDBOX).verify(
+            body, sign_webhook(body)
+        )
     assert caught.value.reason is RefusalReason.OTHER_ENVIRONMENT
     for each in Environment:
         assert RelayClient(OWNER, environment=each).webhooks._environment is each

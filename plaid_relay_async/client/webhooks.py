@@ -63,7 +63,8 @@ class Webhooks:
             StaleWebhookError: it is authentic, and older than `tolerance`.
             WebhookKeyLookupError: its key couldn't be looked up.
             RawBodyRequiredError: the body isn't bytes.
-            ResponseDecodeError: the webhook is authentic, and differs from Plaid's specification.
+            InvalidHeadersError: the headers are neither a mapping of strings nor pairs of strings or bytes.
+            WebhookDecodeError: the webhook is authentic, and differs from Plaid's specification.
             ConfigurationError: `tolerance` or `skew` is invalid.
             ModuleNotFoundError: the extra `webhooks` isn't installed.
         """
@@ -87,7 +88,7 @@ class Webhooks:
             skew: as of `unwrap`.
 
         Raises:
-            PlaidRelayError: as of `unwrap`, except for `ResponseDecodeError`.
+            PlaidRelayError: as of `unwrap`, except for `WebhookDecodeError`.
         """
         return self._verify(*_check_arguments(body, headers, self._environment, tolerance, skew))
 

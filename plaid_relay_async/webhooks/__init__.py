@@ -21,9 +21,11 @@ try:
         WebhookUpdateAcknowledgedWebhook,
     )
     from plaid_relay_async.webhooks.errors import (
+        InvalidHeadersError,
         RawBodyRequiredError,
         RefusalReason,
         StaleWebhookError,
+        WebhookDecodeError,
         WebhookError,
         WebhookKeyLookupError,
         WebhookRefusedError,
@@ -39,6 +41,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "InvalidHeadersError",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
     "NewAccountsAvailableWebhook",
@@ -52,6 +55,7 @@ __all__ = [
     "UserPermissionRevokedWebhook",
     "VerificationKey",
     "VerifiedWebhook",
+    "WebhookDecodeError",
     "WebhookError",
     "WebhookEvent",
     "WebhookKeyLookupError",

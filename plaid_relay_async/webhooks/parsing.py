@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from plaid_relay_async import codec, models
-from plaid_relay_async.errors import ResponseDecodeError
+from plaid_relay_async import models
+from plaid_relay_async.codec.records import DECODE_ERRORS, decode_record, describe_decode_error
 from plaid_relay_async.redaction import Hidden, strip_traceback
+from plaid_relay_async.webhooks.errors import WebhookDecodeError
 from plaid_relay_async.webhooks.verification import check_body
-
-_ADVICE = (
-    "Report the JSON path, but not the body, to this package's project. The body is in `body`: store it, or "
-    "respond with an error status so that Plaid sends it again."
-)
 
 
 @strip_traceback
@@ -24,16 +20,16 @@ def parse(body: bytes) -> models.WebhookEvent:
         The record of the webhook's type and code, or an `UnknownWebhook`.
 
     Raises:
-        ResponseDecodeError: the body isn't a JSON object, or not that of the webhook's type and code; `path`
+        WebhookDecodeError: the body isn't a JSON object, or not that of the webhook's type and code; `path`
             is the place, and `body` has the body.
         RawBodyRequiredError: the body isn't bytes.
     """
     check_body(body)
     try:
-        event = codec.from_json(body, models.UnknownWebhook)
+        event = decode_record(body, models.UnknownWebhook)
         kind = (event.webhook_type or "", event.webhook_code or "")
         record = models.WEBHOOK_RECORDS.get(kind)
-        return event if record is None else codec.from_json(body, record)
-    except ResponseDecodeError as error:
-        error.body, error.advice = Hidden(body), _ADVICE
-        raise
+        return event if record is None else decode_record(body, record)
+    except DECODE_ERRORS as error:
+        problem, path = describe_decode_error(error, "it")
+    raise WebhookDecodeError(f"the webhook can't be read: {problem} at {path}", path=path, body=Hidden(body))

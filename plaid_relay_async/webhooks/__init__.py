@@ -30,7 +30,9 @@ try:
         WebhookKeyLookupError,
         WebhookRefusedError,
     )
+    from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
+    from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
@@ -41,15 +43,20 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "Inbox",
+    "IncomingWebhook",
     "InvalidHeadersError",
     "ItemErrorWebhook",
     "ItemLoginRepairedWebhook",
+    "Lease",
+    "MemoryInbox",
     "NewAccountsAvailableWebhook",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
     "RefusalReason",
     "StaleWebhookError",
+    "StoredWebhook",
     "UnknownWebhook",
     "UserAccountRevokedWebhook",
     "UserPermissionRevokedWebhook",
@@ -60,6 +67,7 @@ __all__ = [
     "WebhookEvent",
     "WebhookKeyLookupError",
     "WebhookRefusedError",
+    "WebhookState",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",
     "verify",

@@ -15,19 +15,20 @@ import enum
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
 
 from attrs import field, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
 RETRY_SECONDS: Final = 86_400.0
 """How long Plaid continues to send a webhook (https://plaid.com/docs/api/webhooks/)."""
 DEDUPLICATION_SECONDS: Final = RETRY_SECONDS + 3600.0
-"""The time between two deliveries of the same content for which they are one webhook; Plaid's 24 hours, and an
-hour for clocks and slow deliveries."""
+"""The time between two deliveries of the same content for which they are one webhook: Plaid's 24 hours, and
+an hour for clocks and slow deliveries."""
 
+_REPORT_CODES: Final = ("PRODUCT_READY", "ERROR")
 _PAIR_ID: Final = re.compile("[0-9a-f]{32}")
 
 
@@ -90,10 +91,12 @@ class StoredWebhook:
 class Lease:
     """The right of one process to run the handler of a webhook, until the lease expires.
 
+    A lease that has expired remains valid until it is followed by another one: then it can't change the
+    webhook any more. Repeating the call that ended a lease changes nothing, and returns true again.
+
     Attributes:
         webhook: the webhook; it has a body.
-        fencing_token: the number of the lease. A lease that has expired, and was followed by another one,
-            can't change the webhook any more.
+        fencing_token: the number of the lease; each lease of a webhook has a greater one.
     """
 
     webhook: StoredWebhook
@@ -127,11 +130,14 @@ class Inbox(Protocol):
         ...
 
     async def lease(self, limit: int) -> Sequence[Lease]:
-        """Return leases of pending webhooks that are due and that no process has leased, oldest first."""
+        """Return leases of pending webhooks that are due and that no process has leased.
+
+        Those that have been due for longest are the first; a new webhook is due when it is stored.
+        """
         ...
 
     async def renew(self, lease: Lease) -> bool:
-        """Extend a lease by `lease_seconds` from now; return whether it was still valid."""
+        """Extend a lease, so that it expires in `lease_seconds`; return whether it was still valid."""
         ...
 
     async def complete(self, lease: Lease) -> bool:
@@ -146,7 +152,7 @@ class Inbox(Protocol):
         """Make the webhook a dead letter; return whether the lease was still valid."""
         ...
 
-    async def wait_until_due(self, timeout: float) -> None:
+    async def wait_until_due(self, timeout: float) -> None:  # noqa: ASYNC109  # it doesn't raise
         """Wait until a webhook may be due, for at most `timeout` seconds."""
         ...
 
@@ -159,7 +165,7 @@ class Inbox(Protocol):
         ...
 
     async def redeliver(self, webhook_id: str) -> bool:
-        """Make a dead letter pending and due, with `attempts` 0; return whether there was such a dead letter."""
+        """Make a dead letter pending and due, with `attempts` 0; return whether there was one."""
         ...
 
     async def load_cursor(self) -> str | None:
@@ -171,20 +177,75 @@ class Inbox(Protocol):
         ...
 
 
+class Sent(Protocol):
+    """What decides whether two webhooks with the same content and pair are the same one."""
+
+    @property
+    def sent_at(self) -> float:
+        """When Plaid signed or first sent it."""
+        ...
+
+    @property
+    def message_id(self) -> str | None:
+        """Plaid's ID of it, if it is known."""
+        ...
+
+
+S = TypeVar("S", bound=Sent)
+
+
+def find_same(webhook: Sent, stored: Iterable[S]) -> S | None:
+    """Return the stored webhook that is the same as another one, or `None`.
+
+    Args:
+        webhook: the other one.
+        stored: the webhooks with its content and pair, or with its `message_id`.
+    """
+
+    def is_same(each: Sent) -> bool:
+        if None not in (webhook.message_id, each.message_id):
+            return webhook.message_id == each.message_id
+        return abs(webhook.sent_at - each.sent_at) <= DEDUPLICATION_SECONDS
+
+    def distance(each: Sent) -> tuple[bool, float]:
+        return (webhook.message_id != each.message_id, abs(webhook.sent_at - each.sent_at))
+
+    return min(filter(is_same, stored), key=distance, default=None)
+
+
 def content_digest(body: bytes, pair: str | None) -> str:
     """Return the digest of a webhook's content and pair, in hexadecimal digits.
 
     A body that is a JSON object is compared by its values: the list of sent webhooks has the payload, but not
     the bytes that were sent. Any other body is compared by its bytes.
     """
-    try:
-        payload = json.loads(body)
-        if not isinstance(payload, dict):
-            raise ValueError
-        content = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        content = body
+    payload = _read_payload(body)
+    content = body
+    if payload is not None:
+        content = json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(f"{pair or ''}:".encode() + content).hexdigest()
+
+
+def read_report_id(body: bytes) -> str | None:
+    """Return the `asset_report_id` of a webhook that a report is ready or has failed, or `None`."""
+    payload = _read_payload(body) or {}
+    if payload.get("webhook_type") != "ASSETS" or payload.get("webhook_code") not in _REPORT_CODES:
+        return None
+    report_id = payload.get("asset_report_id")
+    return report_id if isinstance(report_id, str) else None
+
+
+def _read_payload(body: bytes) -> dict[str, Any] | None:
+    """Return the values of a body, or `None` if it isn't an object of JSON."""
+    try:
+        payload = json.loads(body, parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(name)  # NaN and infinities aren't JSON
 
 
 def read_pair_id(url: str) -> str | None:

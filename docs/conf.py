@@ -27,5 +27,5 @@ nitpick_ignore_regex = [
     ("py:.*", r"aiohttp\..*"),
     ("py:class", "Redis"),
     # Type variables.
-    ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([PQRSTU]|OutcomeT|ResultT)"),
+    ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([EPQRSTU]|E_co|OutcomeT|ResultT)"),
 ]

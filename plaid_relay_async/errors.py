@@ -14,6 +14,7 @@
     ├── OutcomeUnknownError      Plaid may have executed the request: find out before you try again
     ├── BatchStoppedError        the input, the journal or a callback raised: see its `result`
     ├── JournalError             the journal can't be opened, read or written: fix it, run again
+    ├── InboxError               the inbox of webhooks can't be opened, read or written: fix it
     ├── ResponseDecodeError      a success response is unreadable: report it
     └── PlaidAPIError            the response is an error
         ├── InvalidRequestError  fix the request
@@ -260,6 +261,16 @@ class JournalError(PlaidRelayError):
     """The journal can't be opened, read or written, or its lease expired. No unrecorded request was sent."""
 
     advice = "No unrecorded request was sent. Fix the cause and run again: the run resumes where it stopped."
+
+
+class InboxError(PlaidRelayError):
+    """The inbox of webhooks can't be opened, read or written."""
+
+    advice = "Fix the cause. Plaid sends a webhook again if the response wasn't 200."
+
+    def __str__(self) -> str:
+        # Without the details of the base class, which are about requests to Plaid.
+        return escape_unprintable(f"{self.args[0]}. {self.advice}")
 
 
 class PlaidAPIError(PlaidRelayError):

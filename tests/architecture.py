@@ -56,12 +56,18 @@ MAP = {
     "batch": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "outcomes"), ("attrs",)
     ),
-    "webhooks": AllowedImports((*GROUND_FLOOR, "models", "codec"), ("attrs", "cryptography", "jwt")),
+    "webhooks": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "models", "config", "codec"),
+        ("aiohttp", "attrs", "cryptography", "jwt"),
+    ),
     "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
         (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
+    ),
+    "inbox": AllowedImports(
+        (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
     "gateway": AllowedImports(
@@ -115,6 +121,7 @@ LAZY_MODULES = (
     "platformdirs",
     f"{PACKAGE}.limits",
     f"{PACKAGE}.journal",
+    f"{PACKAGE}.inbox",
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",
     f"{PACKAGE}.gateway",

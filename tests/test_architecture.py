@@ -56,6 +56,14 @@ def test_the_package_loads_no_extra():
     assert architecture.eager_imports(INSTALLED.parent) == []
 
 
+@pytest.mark.parametrize("module", ["webhooks", "webhooks.asgi"])
+def test_a_receiver_loads_no_server_and_no_database(module):
+    """The receiver and its ASGI application load neither aiohttp.web nor a database."""
+    program = f"import sys; import plaid_relay_async.{module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"aiohttp.web", "sqlalchemy"} & {*run.stdout.split()}
+
+
 @pytest.mark.parametrize(
     ("module", "line", "problem"),
     [

@@ -22,7 +22,7 @@ from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, Webhoo
 from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
 from plaid_relay_async.simulator import Fault, Limit
-from plaid_relay_async.webhooks import RefusalReason, WebhookError
+from plaid_relay_async.webhooks import NotStoredReason, RefusalReason, WebhookError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -155,6 +155,14 @@ def test_webhooks_md_lists_the_status_of_every_error():
     rows = re.findall(r"^\| `(\w+)` \| .+ \| (\d+) \|$", page("docs/webhooks.md"), re.MULTILINE)
     expected = {cls.__name__: str(cls.response_status) for cls in WebhookError.__subclasses__()}
     assert dict(rows) == expected
+
+
+def test_webhooks_md_lists_every_reason_of_a_receiver():
+    """webhooks.md has a row for each reason for which a receiver stores no webhook, with its status."""
+    rows = re.findall(
+        r"^\| (\d+) \| `(\w+)` \|", section_of(page("docs/webhooks.md"), "Respond"), re.MULTILINE
+    )
+    assert sorted(rows) == sorted((str(each.response_status), each.value) for each in NotStoredReason)
 
 
 def test_the_changelog_names_every_operation():

@@ -35,8 +35,10 @@ from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit,
 from plaid_relay_async.webhooks import (
     AssetsErrorWebhook,
     AssetsProductReadyWebhook,
+    Delivery,
     ItemErrorWebhook,
     ItemLoginRepairedWebhook,
+    MemoryInbox,
     NewAccountsAvailableWebhook,
     PendingDisconnectWebhook,
     PendingExpirationWebhook,
@@ -44,14 +46,20 @@ from plaid_relay_async.webhooks import (
     UserAccountRevokedWebhook,
     UserPermissionRevokedWebhook,
     WebhookEvent,
+    WebhookReceiver,
+    WebhookRouter,
     WebhookUpdateAcknowledgedWebhook,
     parse,
 )
+from plaid_relay_async.webhooks.aiohttp_handler import aiohttp_handler
+from plaid_relay_async.webhooks.asgi import asgi_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from aiohttp import web
     from redis.asyncio import Redis
+    from starlette.applications import Starlette
 
     from plaid_relay_async.batch import CallContext
 
@@ -190,3 +198,35 @@ def incomplete_match(event: WebhookEvent) -> str:  # type: ignore[return]  # it 
     match event:
         case UnknownWebhook():
             return ""
+
+
+router = WebhookRouter()
+
+
+@router.on(AssetsProductReadyWebhook)
+async def on_ready(delivery: Delivery[AssetsProductReadyWebhook]) -> None:
+    assert_type(delivery.event, AssetsProductReadyWebhook)
+    if delivery.pair is not None:
+        assert_type(delivery.pair.secondary_client_id, str)
+
+
+@router.on(ItemErrorWebhook)
+@router.on("TRANSACTIONS", "SYNC_UPDATES_AVAILABLE")
+@router.default
+async def on_any(delivery: Delivery[WebhookEvent]) -> str:
+    return describe_webhook(delivery.event)
+
+
+@router.on(AssetsErrorWebhook)  # type: ignore[arg-type]  # the handler is for another event
+async def on_wrong_event(delivery: Delivery[AssetsProductReadyWebhook]) -> None: ...
+
+
+@router.on(AssetsErrorWebhook)  # type: ignore[arg-type]  # it isn't async
+def on_event(delivery: Delivery[AssetsErrorWebhook]) -> None: ...
+
+
+async def receive(client: RelayClient, app: web.Application, outer: Starlette) -> None:
+    async with WebhookReceiver(client.webhooks, MemoryInbox(), router) as receiver:
+        assert_type(await receiver.receive(b"", {"a": "b"}, "/"), bool)
+        app.router.add_route("*", "/plaid/{path:.*}", aiohttp_handler(receiver))
+        outer.mount("/plaid", asgi_app(receiver, client))

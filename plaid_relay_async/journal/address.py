@@ -1,4 +1,4 @@
-"""The address of a journal, which is parsed and checked before it is opened; the checks of SQLite's files."""
+"""The address of a database, which is checked before it is opened; the checks of SQLite's files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 @frozen(repr=False)
 class Address:
-    """Where a journal is stored.
+    """Where a database is.
 
     Attributes:
         kind: "sqlite" or "postgresql".
@@ -77,7 +77,7 @@ def parse_address(url: str | os.PathLike[str] | AsyncEngine) -> Address:
     if isinstance(url, AsyncEngine):
         return _engine_address(url.url)
     if not isinstance(url, str | os.PathLike):
-        raise ConfigurationError(f"a journal needs {_ADDRESS_FORMS}, or an AsyncEngine of SQLAlchemy")
+        raise ConfigurationError(f"the database's address must be {_ADDRESS_FORMS}, or an AsyncEngine")
     text = os.fsdecode(url)
     scheme, separator, rest = text.partition("://")
     if not separator or not scheme.replace("+", "").isalnum():
@@ -96,30 +96,30 @@ def _database_kind(scheme: str) -> str:
         return kind
     if kind in {"postgres", "postgresql"}:
         return "postgresql"
-    raise ConfigurationError(f"a journal is stored in SQLite or PostgreSQL, not in {scheme}")
+    raise ConfigurationError(f"the data is stored in SQLite or PostgreSQL, not in {scheme}")
 
 
 def _check_path(text: str) -> None:
     if _LIBPQ_DSN.search(text):
         raise ConfigurationError(
-            "the journal's address is a connection string of libpq: write it as a URL, "
+            "the database's address is a connection string of libpq: write it as a URL, "
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE; for a file of this name, use its "
             "absolute path"
         )
     if _SCHEME.match(text) or "://" in text:
         raise ConfigurationError(
-            f"the journal's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}; "
+            f"the database's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}; "
             "for a file whose name begins like a URL, use its absolute path"
         )
 
 
 def _file_address(name: str, busy_timeout: float = _BUSY_TIMEOUT) -> Address:
     if name in {"", ":memory:"}:
-        raise ConfigurationError("a journal can't be stored in memory: pass the path of a file")
+        raise ConfigurationError("the data can't be stored in memory: pass the path of a file")
     try:
         path = os.path.realpath(name)
     except ValueError:  # NUL, or another character that isn't allowed in file names
-        raise ConfigurationError("the journal's address isn't a valid path") from None
+        raise ConfigurationError("the database's address isn't a valid path") from None
     return Address("sqlite", URL.create("sqlite"), Path(path), busy_timeout)
 
 
@@ -134,12 +134,12 @@ def _sqlite_address(rest: str) -> Address:
     name = os.fsdecode(unquote_to_bytes(os.fsencode(name[1:])))
     if name.startswith("file:"):
         raise ConfigurationError(
-            f"the journal's address must not contain a file: URI of SQLite; it must be {_ADDRESS_FORMS}"
+            f"the database's address must not contain a file: URI of SQLite; it must be {_ADDRESS_FORMS}"
         )
     unknown = sorted(set(query) - {"timeout"})
     if unknown:
         raise ConfigurationError(
-            f"{unknown[0]} in the journal's address isn't supported: for SQLite, timeout is the only option"
+            f"{unknown[0]} in the database's address isn't supported: for SQLite, timeout is the only option"
         )
     return _file_address(name, _parse_busy_timeout(query))
 
@@ -152,9 +152,7 @@ def _engine_address(url: URL) -> Address:
         return Address(kind, url)
     name = url.database or ""
     if name.startswith("file:") or "uri" in url.query:
-        raise ConfigurationError(
-            "the engine of a journal in SQLite needs the path of its file, not a file: URI"
-        )
+        raise ConfigurationError("the engine of SQLite needs the path of its file, not a file: URI")
     return _file_address(name, _parse_busy_timeout(url.query))
 
 
@@ -165,7 +163,7 @@ def _parse_busy_timeout(query: Mapping[str, Any]) -> float:
         seconds = -1.0
     if not 0 <= seconds <= _MAX_BUSY_TIMEOUT:
         raise ConfigurationError(
-            "timeout in the journal's address must be one number of seconds, "
+            "timeout in the database's address must be one number of seconds, "
             f"from 0 to {_MAX_BUSY_TIMEOUT:.0f}"
         )
     return seconds
@@ -177,7 +175,7 @@ def _parse_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         pass
     raise ConfigurationError(
-        f"the journal's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}"
+        f"the database's address is neither a path nor a URL of a database: it must be {_ADDRESS_FORMS}"
     )
 
 
@@ -185,12 +183,12 @@ def _postgresql_address(rest: str) -> Address:
     url = _parse_url(f"postgresql+psycopg://{rest}")
     host = unquote(url.host or "")  # as in libpq, for the folder of a socket
     if "\0" in unquote(rest):
-        raise ConfigurationError("the journal's address must not contain NUL")
+        raise ConfigurationError("the database's address must not contain NUL")
     allowed_at_signs = 0 if url.username is None else 1
     if "@" in host or rest.partition("?")[0].count("@") > allowed_at_signs:
         # The error about an unknown host would otherwise quote a part of the password.
         raise ConfigurationError(
-            "the journal's address has more than one @, or a / in the user: in the user, the password and "
+            "the database's address has more than one @, or a / in the user: in the user, the password and "
             "the database, write @ as %40 and / as %2F"
         )
     if url.port is not None:
@@ -204,7 +202,7 @@ def _postgresql_address(rest: str) -> Address:
     }
     for name, value in url.query.items():
         if components.get(name) or (not isinstance(value, str) and name not in {"host", "port"}):
-            raise ConfigurationError(f"{name} occurs twice in the journal's address")
+            raise ConfigurationError(f"{name} occurs twice in the database's address")
     return Address("postgresql", url.set(host=host))
 
 
@@ -217,21 +215,21 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     for name in _INTEGERS:
         if not _is_integer(arguments[name], -_MAX_INTEGER, _MAX_INTEGER):
-            raise ConfigurationError(f"{name} in the journal's address must be an integer")
+            raise ConfigurationError(f"{name} in the database's address must be an integer")
     for port in filter(None, str(arguments.get("port", "")).split(",")):
         _check_port(port)
     for name, is_valid in (("host", _is_server), ("hostaddr", _is_ip_address)):
         if not all(map(is_valid, filter(None, arguments.get(name, "").split(",")))):
-            raise ConfigurationError(f"the {name} in the journal's address is invalid")
+            raise ConfigurationError(f"the {name} in the database's address is invalid")
     # libpq checks all other options itself, in the same way as at a real connection.
     problem = _libpq_error({**arguments, "host": "", "hostaddr": _INVALID_HOSTADDR, "port": ""})
     if problem is not None:
-        raise ConfigurationError(f"the journal's address is invalid: {problem}")
+        raise ConfigurationError(f"the database's address is invalid: {problem}")
 
 
 def _check_port(port: object) -> None:
     if not _is_integer(port, 1, _MAX_PORT):
-        raise ConfigurationError("the port in the journal's address must be a number from 1 to 65535")
+        raise ConfigurationError("the port in the database's address must be a number from 1 to 65535")
 
 
 def _is_integer(value: object, minimum: int, maximum: int) -> bool:
@@ -272,7 +270,7 @@ def _libpq_error(arguments: Mapping[str, Any]) -> str | None:
 
 
 def create_file(path: Path) -> None:
-    """Create the file of a journal with mode 0600, or check the existing one.
+    """Create the file of a database with mode 0600, or check the existing one.
 
     Raises:
         ConfigurationError: the file can't be used; the message says why.
@@ -284,24 +282,24 @@ def create_file(path: Path) -> None:
 
 
 def check_files(path: Path) -> None:
-    """Check the file of a journal, and the files that SQLite creates beside it.
+    """Check the file of a database, and the files that SQLite creates beside it.
 
     Raises:
-        ConfigurationError: other users may read or write one of them, or the journal isn't a regular file, or
-            has a hard link.
+        ConfigurationError: other users may read or write one of them, or the database isn't a regular file,
+            or has a hard link.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigurationError(f"{path}: a journal needs a regular file")
+        raise ConfigurationError(f"{path}: the database must be a regular file")
     if status.st_nlink > 1:
         raise ConfigurationError(
-            f"{path}: the file has another name (a hard link), under which SQLite and the journal would find "
-            "neither its write-ahead log nor its locks; remove that name, or copy the file and use the copy"
+            f"{path}: the file has another name (a hard link), under which SQLite would find neither its "
+            "write-ahead log nor its locks; remove that name, or copy the file and use the copy"
         )
     # SQLite creates these files beside a database, and they contain its rows as well.
     files = [path, *(path.with_name(path.name + suffix) for suffix in _SIDE_FILES)]
     for each in files:
         if each.exists() and private_files.is_open_to_others(each.stat()):
             raise ConfigurationError(
-                f"{each}: file permissions are too open, and tokens may be stored in it; chmod 600 first"
+                f"{each}: file permissions are too open, and secrets may be stored in it; chmod 600 first"
             )

@@ -1,6 +1,6 @@
-"""The database of a journal: its engine, its connections, retries, and errors.
+"""The database of a journal or an inbox: its engine, its connections, retries, and errors.
 
-Each transaction has a time limit and runs on a connection that the journal keeps. On PostgreSQL it is
+Each transaction has a time limit and runs on a connection that is kept. On PostgreSQL it is
 repeated after a temporary error, such as a lost connection, so it must be idempotent.
 """
 
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from attrs import frozen
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import (
     ArgumentError,
@@ -29,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
-from plaid_relay_async.errors import ConfigurationError, JournalError
+from plaid_relay_async.errors import ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.journal.address import check_arguments, check_files, create_file, parse_address
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ _MAX_KEEPALIVE = 32_767  # seconds; the limit of Linux
 _CHECKPOINT_TIMEOUT = 5.0  # seconds to wait for readers of SQLite's write-ahead log
 _CHECKPOINT_BUSY_MS = 100  # milliseconds for which one checkpoint may block other writers
 _SELECT_ENCODINGS = text("SELECT current_setting('server_encoding'), current_setting('client_encoding')")
-# One for the journal's own methods, one for leases, and three for write commands and look-ups.
-_CONNECTIONS_PER_JOURNAL = 5
 # A file name needn't be UTF-8, so it is read as bytes. They are in the encoding of the database.
 _SELECT_OPENED_FILE = (
     "SELECT CAST(file AS BLOB), encoding FROM pragma_database_list, pragma_encoding WHERE name = 'main'"
@@ -73,37 +72,58 @@ _SELECT_OPENED_FILE = (
 _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 
-@contextlib.contextmanager
-def journal_errors(path: Path | None) -> Iterator[None]:
-    """Raise `JournalError` for an error of a file or of the database.
+@frozen
+class Store:
+    """What a database is used for, which its errors name.
 
-    Args:
-        path: SQLite's file; `None` for PostgreSQL.
+    Attributes:
+        name: the word for it.
+        error: the class of its errors.
+        connections: the number of connections that it holds while it is open.
     """
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        journal_error = to_journal_error(error, path)
-    else:
-        return
-    # It is raised outside of the handler, because the original error may contain a row's values.
-    raise journal_error
+
+    name: str
+    error: type[PlaidRelayError]
+    connections: int
+
+    @contextlib.contextmanager
+    def errors(self, path: Path | None) -> Iterator[None]:
+        """Raise the store's error for an error of a file or of the database.
+
+        Args:
+            path: SQLite's file; `None` for PostgreSQL.
+        """
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            store_error = self.to_error(error, path)
+        else:
+            return
+        # It is raised outside of the handler, because the original error may contain a row's values.
+        raise store_error
+
+    def to_error(self, error: Exception, path: Path | None) -> PlaidRelayError:
+        """Return an error with the reason and the name of the file, and without the values of any row."""
+        if isinstance(error, OSError) and error.filename is not None:
+            path = error.filename
+        where = "" if path is None else f" ({path})"
+        return self.error(f"the {self.name} can't be read or written: {_safe_reason(error)}{where}")
+
+    def closed_error(self) -> PlaidRelayError:
+        """Return the error of a call whose store is being closed, or was closed."""
+        return self.error(
+            f"the {self.name} was closed in the meantime",
+            advice=f"Close the {self.name} after the calls that use it have ended.",
+        )
 
 
-def to_journal_error(error: Exception, path: Path | None) -> JournalError:
-    """Return an error with the reason and the name of the file, and without the values of any row."""
-    if isinstance(error, OSError) and error.filename is not None:
-        path = error.filename
-    where = "" if path is None else f" ({path})"
-    return JournalError(f"the journal can't be read or written: {_safe_reason(error)}{where}")
+# One for the journal's own methods, one for leases, and three for write commands and look-ups.
+JOURNAL: Final = Store("journal", JournalError, 5)
 
 
-def closed_error() -> JournalError:
+def closed_error() -> PlaidRelayError:
     """Return the error of a call whose journal is being closed, or was closed."""
-    return JournalError(
-        "the journal was closed in the meantime",
-        advice="Close a journal after the calls that use it have ended.",
-    )
+    return JOURNAL.closed_error()
 
 
 def _is_transient(error: Exception) -> bool:
@@ -127,16 +147,16 @@ def _safe_reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
-def _check_pool(pool: Pool) -> None:
+def _check_pool(pool: Pool, store: Store) -> None:
     if isinstance(pool, StaticPool | AssertionPool):
         limit = 1
     elif isinstance(pool, QueuePool) and pool._max_overflow >= 0:  # noqa: SLF001  # no method returns it
         limit = pool.size() + pool._max_overflow  # noqa: SLF001
     else:
         return
-    if limit < _CONNECTIONS_PER_JOURNAL:
+    if limit < store.connections:
         raise ConfigurationError(
-            f"a journal holds {_CONNECTIONS_PER_JOURNAL} connections while it is open, and the engine's "
+            f"the {store.name} holds {store.connections} connections while it is open, and the engine's "
             f"{type(pool).__name__} allows {limit}: raise its pool_size or max_overflow, or use NullPool"
         )
 
@@ -151,13 +171,15 @@ class _ThreadConnection:
         engine: the engine.
         limit: seconds that a transaction may take, including the wait for earlier ones.
         path: the file.
+        store: what the database is used for.
     """
 
-    def __init__(self, engine: Engine, limit: float, path: Path) -> None:
+    def __init__(self, engine: Engine, limit: float, path: Path, store: Store) -> None:
         self._engine = engine
         self._limit = limit
         self._path = path
-        self._executor = ThreadPoolExecutor(1, "plaid_relay_async.journal")
+        self._store = store
+        self._executor = ThreadPoolExecutor(1, f"plaid_relay_async.{store.name}")
         self._connection: Connection | None = None
         self._closed = False
 
@@ -165,12 +187,12 @@ class _ThreadConnection:
         """Run a function in one transaction, and return its result.
 
         Raises:
-            JournalError: the connection was closed.
+            PlaidRelayError: the connection was closed.
             TimeoutError: it took longer than `limit` seconds. The thread may still commit it.
         """
         seconds = self._limit if limit is None else limit
         if self._closed:
-            raise closed_error()
+            raise self._store.closed_error()
         running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, work)
         running.add_done_callback(_retrieve_exception)
         try:
@@ -185,7 +207,7 @@ class _ThreadConnection:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
-            self._connection = _set_up_sqlite(self._engine.connect(), self._path)
+            self._connection = _set_up_sqlite(self._engine.connect(), self._path, self._store)
         try:
             with self._connection.begin():
                 return work(self._connection)
@@ -216,14 +238,16 @@ class _TaskConnection:
         engine: the engine.
         limit: seconds that a transaction may take, including the wait for an earlier one.
         path: SQLite's file; `None` for PostgreSQL.
+        store: what the database is used for.
     """
 
-    def __init__(self, engine: AsyncEngine, limit: float, path: Path | None) -> None:
+    def __init__(self, engine: AsyncEngine, limit: float, path: Path | None, store: Store) -> None:
         self._engine = engine
         self._limit = limit
         self._path = path
+        self._store = store
         self._connection: AsyncConnection | None = None
-        # The setting of the connection before the journal changed it: a pool gets the connection back
+        # The setting of the connection before it was changed here: a pool gets the connection back
         # unchanged.
         self._prepare_threshold: int | None = None
         self._running: asyncio.Future[Any] | None = None
@@ -235,14 +259,14 @@ class _TaskConnection:
         """Run a function in one transaction, and return its result.
 
         Raises:
-            JournalError: the connection was closed.
+            PlaidRelayError: the connection was closed.
             TimeoutError: it took longer than `limit` seconds, including the wait for another transaction.
         """
         seconds = self._limit if limit is None else limit
         try:
             async with asyncio.timeout(seconds), self._lock:
                 if self._closed:
-                    raise closed_error()
+                    raise self._store.closed_error()
                 running = asyncio.ensure_future(self._transaction(work, seconds))
                 self._running = running
                 running.add_done_callback(_retrieve_exception)
@@ -281,7 +305,7 @@ class _TaskConnection:
         connection = await self._engine.connect()
         try:
             if self._path is not None:
-                await connection.run_sync(_set_up_sqlite, self._path)
+                await connection.run_sync(_set_up_sqlite, self._path, self._store)
             else:
                 # The engine may have another isolation level. A transaction must see what others commit
                 # meanwhile.
@@ -342,8 +366,7 @@ def _set_prepare_threshold(connection: AsyncConnection, threshold: int | None) -
     """Set after how many executions psycopg prepares a statement, and return the former setting.
 
     Behind PgBouncer, the next transaction may run in another session of the server, which has no prepared
-    statement of this name, or a different one. So a journal's connections prepare no statements: they set
-    `None`.
+    statement of this name, or a different one. So these connections prepare no statements: they set `None`.
     """
     former: int | None = None
     with contextlib.suppress(SQLAlchemyError, AttributeError):  # the connection is lost, or isn't psycopg's
@@ -372,14 +395,14 @@ def _shut_down_socket(connection: AsyncConnection) -> bool:
 JournalConnection: TypeAlias = _ThreadConnection | _TaskConnection
 
 
-def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
+def _set_up_sqlite(connection: Connection, path: Path, store: Store) -> Connection:
     """Check and set up a connection to SQLite, and return it; close it if that fails."""
     try:
         name, encoding = connection.exec_driver_sql(_SELECT_OPENED_FILE).one()
         opened = name.decode(encoding, "surrogateescape")
         if not opened or not Path(opened).samefile(path):
             raise ConfigurationError(
-                f"the journal's file is {path}, but SQLite has opened {opened or 'none'}"
+                f"the {store.name}'s file is {path}, but SQLite has opened {opened or 'none'}"
             )
         check_files(path)
         for name, value in _PRAGMAS.items():
@@ -387,9 +410,9 @@ def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
             # SQLite reports no error if it can't apply a setting, as on a file system without shared memory.
             actual = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             if actual != value:  # pragma: no cover  # in a greenlet, which coverage can't always follow
-                raise JournalError(
-                    f"SQLite can't set {name} to {value} for the journal: it is still {actual}",
-                    advice="Keep the journal on a local disk.",
+                raise store.error(
+                    f"SQLite can't set {name} to {value} for the {store.name}: it is still {actual}",
+                    advice=f"Keep the {store.name} on a local disk.",
                 )
         connection.commit()
     except BaseException:
@@ -399,11 +422,12 @@ def _set_up_sqlite(connection: Connection, path: Path) -> Connection:
 
 
 class Database:
-    """The database of a journal, on its own engine or on the caller's.
+    """The database of a journal or an inbox, on its own engine or on the caller's.
 
     Args:
         url: the path of a file, a URL, or an engine.
-        lease: the journal's `lease` in seconds, on which the time limit of a transaction depends.
+        lease: seconds on which the time limit of a transaction depends: the journal's `lease`.
+        store: what the database is used for.
 
     Attributes:
         kind: "sqlite" or "postgresql".
@@ -411,7 +435,10 @@ class Database:
         transaction_seconds: seconds that a transaction may take each time that it runs.
     """
 
-    def __init__(self, url: str | os.PathLike[str] | AsyncEngine, lease: float) -> None:
+    def __init__(
+        self, url: str | os.PathLike[str] | AsyncEngine, lease: float, store: Store = JOURNAL
+    ) -> None:
+        self._store = store
         self._caller_engine = url if isinstance(url, AsyncEngine) else None
         self._address = parse_address(url)
         self.kind: Final = self._address.kind
@@ -423,7 +450,7 @@ class Database:
             else max(lease / _TRANSACTIONS_PER_LEASE, _MIN_TRANSACTION_SECONDS)
         )
         if self._caller_engine is not None:
-            _check_pool(self._caller_engine.pool)
+            _check_pool(self._caller_engine.pool, store)
         self._connections: list[JournalConnection] = []
         self._engine: Engine | AsyncEngine | None = None
 
@@ -432,10 +459,10 @@ class Database:
 
         Raises:
             ConfigurationError: the file or an option of the URL is invalid, or the driver isn't installed.
-            JournalError: the file can't be created.
+            PlaidRelayError: the file can't be created; it is of the store's class, as all below.
         """
         if self.path is not None:
-            with journal_errors(self.path):
+            with self.errors():
                 await asyncio.to_thread(create_file, self.path)
         self._engine = self._caller_engine or self._create_engine()
 
@@ -450,10 +477,10 @@ class Database:
             engine = create_async_engine(self._address.url, hide_parameters=True, connect_args=settings)
             _, arguments = engine.dialect.create_connect_args(engine.url)
         except ModuleNotFoundError as error:
-            message = f"the journal needs {error.name}: pip install 'plaid_relay_async[postgres]'"
+            message = f"PostgreSQL needs {error.name}: pip install 'plaid_relay_async[postgres]'"
             raise ConfigurationError(message) from None
         except ArgumentError as error:  # for example, a different number of ports than of hosts
-            raise ConfigurationError(f"the journal's address is invalid: {_safe_reason(error)}") from None
+            raise ConfigurationError(f"the database's address is invalid: {_safe_reason(error)}") from None
         arguments.pop("context", None)  # SQLAlchemy's own
         check_arguments({**arguments, **settings})
         return engine
@@ -492,7 +519,7 @@ class Database:
             server = client = "SQL_ASCII"
         if (server, client) != ("UTF8", "UTF8"):
             raise ConfigurationError(
-                f"a journal needs a PostgreSQL database and connections in the encoding UTF8: "
+                f"the {self._store.name} needs a PostgreSQL database and connections in the encoding UTF8: "
                 f"server_encoding is {server}, client_encoding is {client}"
             )
 
@@ -500,11 +527,18 @@ class Database:
         """Return a new connection, which runs one transaction at a time and is closed with the database."""
         assert self._engine is not None  # noqa: S101  # it is open
         if isinstance(self._engine, AsyncEngine):
-            self._connections.append(_TaskConnection(self._engine, self.transaction_seconds, self.path))
+            connection: JournalConnection = _TaskConnection(
+                self._engine, self.transaction_seconds, self.path, self._store
+            )
         else:
             assert self.path is not None  # noqa: S101  # only SQLite has such an engine
-            self._connections.append(_ThreadConnection(self._engine, self.transaction_seconds, self.path))
-        return self._connections[-1]
+            connection = _ThreadConnection(self._engine, self.transaction_seconds, self.path, self._store)
+        self._connections.append(connection)
+        return connection
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that raises the store's error for an error of a file or of the database."""
+        return self._store.errors(self.path)
 
     async def close(self) -> None:
         """Close all connections, each in at most `transaction_seconds` plus 2 seconds.
@@ -539,7 +573,7 @@ class Database:
             limit: seconds that it may take each time. Default: `transaction_seconds`.
 
         Raises:
-            JournalError: the journal can't be read or written.
+            PlaidRelayError: the database can't be read or written.
             IntegrityError: the database rejected a row, because another process was first.
         """
         retry_until = time.monotonic() + retry_seconds
@@ -549,19 +583,19 @@ class Database:
             except IntegrityError:
                 raise
             except (SQLAlchemyError, OSError) as error:
-                journal_error = to_journal_error(error, self.path)
+                store_error = self._store.to_error(error, self.path)
                 is_transient = self.path is None and _is_transient(error)
             if not is_transient or time.monotonic() > retry_until:
-                raise journal_error
+                raise store_error
             await asyncio.sleep(_RETRY_DELAY)
 
     async def truncate_wal(self, connection: JournalConnection) -> None:
-        """Truncate SQLite's write-ahead log, which may contain deleted or overwritten tokens.
+        """Truncate SQLite's write-ahead log, which may contain deleted or overwritten secrets.
 
         On PostgreSQL there is nothing to do.
 
         Raises:
-            JournalError: another connection still reads an older state of the journal, or it can't be
+            PlaidRelayError: another connection still reads an older state of the database, or it can't be
                 written.
         """
         if self.path is None:
@@ -569,9 +603,9 @@ class Database:
         deadline = time.monotonic() + _CHECKPOINT_TIMEOUT
         while not await self.run_transaction(connection, _checkpoint_wal, 0.0):
             if time.monotonic() > deadline:
-                raise JournalError(
-                    f"{self.path}-wal: this file may still contain the tokens that were deleted or encrypted "
-                    "again, because another connection is reading an older state of the journal",
+                raise self._store.error(
+                    f"{self.path}-wal: this file may still contain what was deleted or encrypted again, "
+                    "because another connection is reading an older state of the database",
                     advice="Close that connection, such as a backup or a sqlite3 prompt, and repeat the call "
                     "to clear the file.",
                 )

@@ -33,9 +33,14 @@ class Keyring:
     """Encrypts with the first of its keys, and decrypts with any of them.
 
     Without a key, secrets are stored unencrypted, with a prefix that says so.
+
+    Args:
+        keys: the keys.
+        store: the word for what is encrypted.
     """
 
-    def __init__(self, keys: Sequence[str | bytes]) -> None:
+    def __init__(self, keys: Sequence[str | bytes], store: str = "journal") -> None:
+        self._store = store
         self._fernets = [_parse_key(key) for key in keys]
         self._multi_fernet = MultiFernet(self._fernets) if self._fernets else None
 
@@ -65,12 +70,14 @@ class Keyring:
         if stored.startswith(_BASE64_PREFIX):
             return b64decode(stored.removeprefix(_BASE64_PREFIX)).decode(*_UTF8)
         if self._multi_fernet is None:
-            raise ConfigurationError(f"the journal is encrypted: pass its key as key= or {_KEY_VARIABLE}")
+            raise ConfigurationError(
+                f"the {self._store} is encrypted: pass its key as key= or {_KEY_VARIABLE}"
+            )
         try:
             return self._multi_fernet.decrypt(stored).decode(*_UTF8)
         except InvalidToken:
             pass
-        raise ConfigurationError(f"the key (key= or {_KEY_VARIABLE}) doesn't match this journal")
+        raise ConfigurationError(f"the key (key= or {_KEY_VARIABLE}) doesn't match this {self._store}")
 
     @staticmethod
     def is_unencrypted(stored: str) -> bool:
@@ -89,27 +96,28 @@ class Keyring:
 
 
 @strip_traceback
-def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None) -> Keyring:
+def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None, store: str = "journal") -> Keyring:
     """Return a keyring from an argument, a file, or PLAID_RELAY_KEY.
 
     Args:
         keys: one or several Fernet keys, separated by commas or whitespace in a string, or the path of a file
             that contains them; `None` for PLAID_RELAY_KEY.
+        store: the word for what is encrypted.
 
     Raises:
         ConfigurationError: a key is invalid, the argument contains no key, or the file can't be read, or
             other users may read it.
     """
     if keys is None:
-        keyring = Keyring(_split_keys(os.environ.get(_KEY_VARIABLE, "")))
+        keyring = Keyring(_split_keys(os.environ.get(_KEY_VARIABLE, "")), store)
     elif isinstance(keys, Path):
-        keyring = Keyring(_read_key_file(keys))
+        keyring = Keyring(_read_key_file(keys), store)
     elif not (key_list := _split_keys(keys) if isinstance(keys, str | bytes) else keys):
         raise ConfigurationError(f"key= contains no key: omit it to use {_KEY_VARIABLE}")
     else:
-        keyring = Keyring(key_list)
+        keyring = Keyring(key_list, store)
     if not keyring:
-        _logger.warning("the journal has no key (key= or %s): tokens are stored unencrypted", _KEY_VARIABLE)
+        _logger.warning("the %s has no key (key= or %s): it is stored unencrypted", store, _KEY_VARIABLE)
     return keyring
 
 
@@ -140,7 +148,7 @@ def _parse_key(key: object) -> Fernet:
         pass
     # It is raised outside of the handler, so that no traceback leads to the key.
     raise ConfigurationError(
-        f"a key of the journal (key= or {_KEY_VARIABLE}) must be 32 random bytes in URL-safe base64, "
+        f"a key (key= or {_KEY_VARIABLE}) must be 32 random bytes in URL-safe base64, "
         "as returned by cryptography's Fernet.generate_key()"
     )
 
@@ -149,7 +157,7 @@ class Digests:
     """Keyed digests that name pairs and tokens without revealing them.
 
     Args:
-        pair_key: the journal's pair key, in hexadecimal digits.
+        pair_key: the key, in hexadecimal digits.
     """
 
     def __init__(self, pair_key: str) -> None:
@@ -157,13 +165,14 @@ class Digests:
 
     def pair_digest(self, namespace: str, report_tokens: Sequence[str], partner: str) -> str:
         """Return the digest of a pair in a namespace; the order of the report's tokens doesn't matter."""
-        return self._keyed_hash(b"pair", namespace, partner, *sorted(report_tokens))
+        return self.keyed_hash(b"pair", namespace, partner, *sorted(report_tokens))
 
     def token_digest(self, relay_token: str) -> str:
         """Return the digest of a relay token."""
-        return self._keyed_hash(b"token", relay_token)
+        return self.keyed_hash(b"token", relay_token)
 
-    def _keyed_hash(self, kind: bytes, *parts: str) -> str:
+    def keyed_hash(self, kind: bytes, *parts: str) -> str:
+        """Return a digest of texts; different kinds of texts have different digests."""
         # The length prefixes keep different parts from having the same concatenation.
         data = "".join(f"{len(part)}:{part}" for part in parts).encode(*_UTF8)
         return hashlib.blake2b(data, digest_size=16, key=self._key.reveal(), person=kind).hexdigest()

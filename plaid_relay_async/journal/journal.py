@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path  # noqa: TC003  # Sphinx resolves the annotation
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from plaid_relay_async.cancellation import run_to_completion
 from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import ConfigurationError, JournalError
-from plaid_relay_async.journal.database import Database, JournalConnection, journal_errors
+from plaid_relay_async.journal.database import Database, JournalConnection
 from plaid_relay_async.journal.decisions import RECORD_OUTCOMES, OnExisting, PairPolicy
 from plaid_relay_async.journal.encryption import Digests, Keyring, load_keyring
 from plaid_relay_async.journal.recording import (
@@ -34,12 +32,13 @@ from plaid_relay_async.journal.records import (
     read_status,
     to_record,
 )
+from plaid_relay_async.journal.rotation import reencrypt_column
 from plaid_relay_async.journal.schema import create_or_migrate, entries, journals, now, runs
 from plaid_relay_async.journal.statements import rows_parameter, statements_for
 from plaid_relay_async.journal.workers import WorkerRegistry
 from plaid_relay_async.journal.writer import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
-from plaid_relay_async.redaction import Hidden, strip_init_traceback, strip_traceback
+from plaid_relay_async.redaction import strip_init_traceback
 
 if TYPE_CHECKING:
     import os
@@ -196,7 +195,7 @@ class Journal:
         def work(connection: Connection) -> str:
             return create_or_migrate(connection, self._keyring.encrypt(new_pair_key))
 
-        with journal_errors(self._database.path):
+        with self._database.errors():
             await self._database.check_encoding(connection)
             pair_key = await connection.run(work, self._maintenance_seconds)
         self._resources = _OpenResources(
@@ -469,35 +468,10 @@ class Journal:
                 may still contain tokens as they were stored before.
             ConfigurationError: none of the keys decrypts a token.
         """
-        last: int | None = -1
-        count = 0
-        while last is not None:
-            page = await self._run_transaction(partial(_select_tokens, last))
-            # Encryption takes longest, so it runs outside of transactions and of the event loop.
-            last, changes = await asyncio.to_thread(self._reencrypt, page)
-            started = time.monotonic()
-            count += await self._run_transaction(partial(self._store_tokens, changes))
-            # Other processes can write for at least half of the time.
-            await asyncio.sleep(time.monotonic() - started)
+        tokens = entries.c.token
+        count = await reencrypt_column(self._run_transaction, self._keyring, tokens, _TOKENS_PER_PAGE)
         await self._database.truncate_wal(self._open_resources.connection)
         return count
-
-    @strip_traceback
-    def _reencrypt(self, page: Hidden[list[Any]]) -> tuple[int | None, Hidden[list[dict[str, Any]]]]:
-        """Return the ID of a page's last row, or `None` if no page follows, and the changes to store."""
-        rows = page.reveal()
-        changes = [
-            {"id": row.id, "old": row.token, "new": self._keyring.encrypt(self._keyring.decrypt(row.token))}
-            for row in rows
-            if not self._keyring.is_up_to_date(row.token)
-        ]
-        return rows[-1].id if len(rows) == _TOKENS_PER_PAGE else None, Hidden(changes)
-
-    def _store_tokens(self, changes: Hidden[list[dict[str, Any]]], connection: Connection) -> int:
-        if not changes.reveal():
-            return 0
-        statement = statements_for(self._database.kind).replace_tokens
-        return connection.execute(statement, rows_parameter(changes.reveal())).rowcount
 
     async def _run_transaction(self, work: Callable[[Connection], T]) -> T:
         self._check_loop()
@@ -519,11 +493,6 @@ def _check_outcomes(outcomes: object) -> None:
         if name not in RECORD_OUTCOMES:
             known = ", ".join(map(repr, RECORD_OUTCOMES))
             raise ConfigurationError(f"outcomes has an unknown name, {name!r}; the names are {known}")
-
-
-def _select_tokens(after: int, connection: Connection) -> Hidden[list[Any]]:
-    query = select(entries.c.id, entries.c.token).where(entries.c.id > after, entries.c.token.is_not(None))
-    return Hidden(list(connection.execute(query.order_by(entries.c.id).limit(_TOKENS_PER_PAGE)).all()))
 
 
 def _get_run(connection: Connection, run: str) -> Any:

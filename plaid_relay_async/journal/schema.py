@@ -22,14 +22,13 @@ from sqlalchemy import (
     Text,
     and_,
     false,
-    inspect,
-    text,
     true,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from plaid_relay_async.errors import JournalError
+from plaid_relay_async.journal.database import JOURNAL
+from plaid_relay_async.journal.versions import create_or_migrate_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -170,27 +169,6 @@ def create_or_migrate(
     Raises:
         JournalError: a later release created the journal.
     """
-    # Only one process may create or migrate the tables at a time. Any other process waits here, and then
-    # finds them.
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('relay_journal'))"))
-    newest = len(migrations) + 1
-    if not inspect(connection).has_table(journals.name):
-        metadata.create_all(connection)
-    journal = connection.execute(journals.select()).one_or_none()
-    if journal is None:
-        connection.execute(journals.insert(), {"id": 1, "version": newest, "pair_key": pair_key})
-        return pair_key
-    if journal.version > newest:
-        raise JournalError(
-            f"the journal has version {journal.version} of its tables, and this release supports {newest}",
-            advice="Install the release that created it, or a later one.",
-        )
-    for migrate in migrations[journal.version - 1 :]:
-        migrate(connection)
-    if journal.version < newest:
-        connection.execute(journals.update().values(version=newest))
+    journal = create_or_migrate_tables(connection, JOURNAL, journals, {"pair_key": pair_key}, migrations)
     stored: str = journal.pair_key
     return stored

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
-    Column,
     Text,
     and_,
     bindparam,
@@ -62,6 +61,26 @@ def rows_parameter(values: Sequence[Any]) -> dict[str, str]:
     return {"rows": json.dumps(values)}
 
 
+def input_rows(kind: str, *columns: ColumnClause[Any]) -> FromClause:
+    """Return the parameter of `rows_parameter` as a table with these columns.
+
+    Args:
+        kind: "sqlite" or "postgresql".
+        columns: the columns.
+    """
+    parameter = bindparam("rows", type_=Text)
+    if kind == "sqlite":
+        elements = func.json_each(parameter).table_valued("value")
+        fields = (
+            func.json_extract(elements.c.value, f"$.{each.key}", type_=each.type).label(each.key)
+            for each in columns
+        )
+        return select(*fields).subquery("input_rows")
+    typed = [column(each.key, each.type) for each in columns]
+    table = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="input_rows")
+    return table.render_derived(with_types=True)
+
+
 class Statements:
     """The statements for one kind of database; `statements_for` caches one object for each kind.
 
@@ -86,15 +105,14 @@ class Statements:
             afterwards.
         select_pairs: selects the rows that hold pairs, and the run's current rows for them.
         select_by_digest: selects the rows of tokens by the tokens' digests.
-        replace_tokens: stores re-encrypted tokens, unless they have changed since they were read.
         select_former_pairs: selects, by the former names of pairs, the IDs of the rows that hold or have held
             these pairs and of the run's current rows for them, each with the current name of its pair.
         rename_pairs: renames the pairs of rows. Afterwards `reassign_holding` must run.
     """
 
     def __init__(self, kind: str) -> None:
-        self._in_sqlite = kind == "sqlite"
-        self._insert: Any = sqlite.insert if self._in_sqlite else postgresql.insert
+        self._kind = kind
+        self._insert: Any = sqlite.insert if kind == "sqlite" else postgresql.insert
         self.insert_creations: Final = self._insert_creations()
         self.upsert_intents: Final = self._upsert_intents()
         self.update_outcomes: Final = self._update_outcomes()
@@ -116,7 +134,6 @@ class Statements:
         self.select_by_digest: Final = select(*entry_columns).where(
             entries.c.token_digest.is_not(None), entries.c.token_digest.in_(select(digests.c.token_digest))
         )
-        self.replace_tokens: Final = self._replace_tokens()
         self.select_former_pairs: Final = self._select_former_pairs()
         self.rename_pairs: Final = self._rename_pairs()
 
@@ -128,18 +145,7 @@ class Statements:
         return and_(entries.c.id == bindparam("row"), entries.c.state == state, entries.c.worker_id == worker)
 
     def _input_rows(self, *columns: ColumnClause[Any]) -> FromClause:
-        """Return the JSON parameter as a table with these columns."""
-        parameter = bindparam("rows", type_=Text)
-        if self._in_sqlite:
-            elements = func.json_each(parameter).table_valued("value")
-            fields = (
-                func.json_extract(elements.c.value, f"$.{each.key}", type_=each.type).label(each.key)
-                for each in columns
-            )
-            return select(*fields).subquery("input_rows")
-        typed = [column(each.key, each.type) for each in columns]
-        table = func.json_to_recordset(cast(parameter, JSON)).table_valued(*typed, name="input_rows")
-        return table.render_derived(with_types=True)
+        return input_rows(self._kind, *columns)
 
     def _insert_creations(self) -> Any:
         names = (*_NEW_ROW_COLUMNS, "state")
@@ -320,11 +326,6 @@ class Statements:
             .where(is_requested, entries.c.holds_pair)
             .union_all(select(*entry_columns).where(is_requested, is_current))
         )
-
-    def _replace_tokens(self) -> Any:
-        source = self._input_rows(entries.c.id, Column("old", Text), Column("new", Text))
-        is_unchanged = and_(entries.c.id == source.c.id, entries.c.token == source.c.old)
-        return update(entries).where(is_unchanged).values(token=source.c.new)
 
     def _select_former_pairs(self) -> Any:
         source = self._input_rows(column("former", Text()), entries.c.pair)

@@ -25,7 +25,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from plaid_relay_async import private_files
 from plaid_relay_async.errors import JournalError
-from plaid_relay_async.journal.database import Database, JournalConnection, journal_errors
+from plaid_relay_async.journal.database import Database, JournalConnection
 from plaid_relay_async.journal.schema import now, workers
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class WorkerRegistry:
         name = lock = None
         if self.database.path is not None:
             name = f"{self.database.path.name}-{secrets.token_hex(4)}.lock"
-            with journal_errors(self.database.path):
+            with self.database.errors():
                 status = await asyncio.to_thread(self.database.path.stat)
                 lock = await asyncio.to_thread(
                     _create_lock, self.database.path.with_name(name), status.st_uid

@@ -1,4 +1,4 @@
-"""Webhooks: those that Plaid sends are verified, and become events.
+"""Webhooks: those that Plaid sends are verified, stored, and delivered to handlers as events.
 
 It requires the extra `webhooks`. `RelayClient.webhooks` looks up the keys as well.
 
@@ -22,6 +22,7 @@ try:
     )
     from plaid_relay_async.webhooks.errors import (
         InvalidHeadersError,
+        NotStoredReason,
         RawBodyRequiredError,
         RefusalReason,
         ReportMismatchError,
@@ -29,12 +30,15 @@ try:
         WebhookDecodeError,
         WebhookError,
         WebhookKeyLookupError,
+        WebhookNotStoredError,
         WebhookRefusedError,
     )
     from plaid_relay_async.webhooks.inbox import Inbox, IncomingWebhook, Lease, StoredWebhook, WebhookState
     from plaid_relay_async.webhooks.keys import VerificationKey
     from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
+    from plaid_relay_async.webhooks.receiver import ReceiverResponse, WebhookReceiver
+    from plaid_relay_async.webhooks.router import Delivery, RetrievedPair, WebhookRouter
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
 except ModuleNotFoundError as error:
@@ -44,6 +48,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AssetsErrorWebhook",
     "AssetsProductReadyWebhook",
+    "Delivery",
     "Inbox",
     "IncomingWebhook",
     "InvalidHeadersError",
@@ -52,11 +57,14 @@ __all__ = [
     "Lease",
     "MemoryInbox",
     "NewAccountsAvailableWebhook",
+    "NotStoredReason",
     "PendingDisconnectWebhook",
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
+    "ReceiverResponse",
     "RefusalReason",
     "ReportMismatchError",
+    "RetrievedPair",
     "StaleWebhookError",
     "StoredWebhook",
     "UnknownWebhook",
@@ -68,7 +76,10 @@ __all__ = [
     "WebhookError",
     "WebhookEvent",
     "WebhookKeyLookupError",
+    "WebhookNotStoredError",
+    "WebhookReceiver",
     "WebhookRefusedError",
+    "WebhookRouter",
     "WebhookState",
     "WebhookUpdateAcknowledgedWebhook",
     "parse",

@@ -10,7 +10,8 @@
         ├── StaleWebhookError        the webhook is authentic, and older than the tolerance
         ├── WebhookKeyLookupError    the key couldn't be looked up, so nothing is known: try again
         ├── WebhookDecodeError       the event can't be read: report it (also a ResponseDecodeError)
-        └── ReportMismatchError      the token is that of another report: pass the right one
+        ├── ReportMismatchError      the token is that of another report: pass the right one
+        └── WebhookNotStoredError    a receiver hasn't stored the webhook for another reason: see its `reason`
 
 No text contains a part of the body, of the token or of its headers: an attacker chose them, or they are
 confidential.
@@ -83,6 +84,43 @@ _EXPLANATIONS = {
 }
 
 
+class NotStoredReason(enum.StrEnum):
+    """The reason for which a receiver hasn't stored a webhook, other than its signature and its age."""
+
+    WRONG_METHOD = "wrong_method"
+    WRONG_CONTENT_TYPE = "wrong_content_type"
+    BODY_TOO_LARGE = "body_too_large"
+    BODY_TOO_SLOW = "body_too_slow"
+    BODY_INCOMPLETE = "body_incomplete"
+    TOO_MANY = "too_many"
+    TOO_SLOW = "too_slow"
+    INBOX_FAILED = "inbox_failed"
+    CLOSING = "closing"
+
+    @property
+    def response_status(self) -> int:
+        """The HTTP status with which a receiver responds."""
+        return _NOT_STORED[self][0]
+
+    @property
+    def explanation(self) -> str:
+        """Why the webhook wasn't stored."""
+        return _NOT_STORED[self][1]
+
+
+_NOT_STORED = {
+    NotStoredReason.WRONG_METHOD: (405, "the method of the request isn't POST"),
+    NotStoredReason.WRONG_CONTENT_TYPE: (415, "the body isn't JSON, by its Content-Type"),
+    NotStoredReason.BODY_TOO_LARGE: (413, "the body is longer than max_body_bytes"),
+    NotStoredReason.BODY_TOO_SLOW: (408, "the body didn't arrive within time_limit"),
+    NotStoredReason.BODY_INCOMPLETE: (400, "the connection ended before the body did"),
+    NotStoredReason.TOO_MANY: (429, "too many webhooks wait for the inbox"),
+    NotStoredReason.TOO_SLOW: (503, "it was neither verified nor stored within time_limit"),
+    NotStoredReason.INBOX_FAILED: (503, "the inbox failed"),
+    NotStoredReason.CLOSING: (503, "the receiver is closing"),
+}
+
+
 class WebhookError(PlaidRelayError):
     """The base class of the errors of webhooks.
 
@@ -142,8 +180,10 @@ class StaleWebhookError(WebhookError):
     Attributes:
         webhook: the verified webhook.
         age: its age in seconds.
+        reason: `stale`, for metrics and logs.
     """
 
+    reason = "stale"
     response_status = 400
     webhook: VerifiedWebhook
     age: float = 0.0
@@ -162,8 +202,12 @@ class WebhookKeyLookupError(WebhookError):
 
     The `__cause__` is the error of the look-up. There is none if it wasn't tried, because too many look-ups
     have found no key.
+
+    Attributes:
+        reason: `key_lookup_failed`, for metrics and logs.
     """
 
+    reason = "key_lookup_failed"
     response_status = 503
     advice = "Respond with status 503, so that Plaid sends it again, and don't process it."
 
@@ -193,3 +237,24 @@ class ReportMismatchError(WebhookError):
     sent = True
     asset_report_id: str = ""
     advice = "Pass the token that was returned together with the event's `asset_report_id`."
+
+
+class WebhookNotStoredError(WebhookError):
+    """A receiver hasn't stored the webhook, for a reason other than its signature and its age.
+
+    The `__cause__` is the error of the inbox, if there is one.
+
+    Attributes:
+        reason: why.
+        response_status: as of the reason.
+    """
+
+    reason: NotStoredReason = NotStoredReason.INBOX_FAILED
+    response_status = 503
+    advice = "Respond with response_status."
+
+    @classmethod
+    def of(cls, reason: NotStoredReason) -> Self:
+        """Return the error for a reason."""
+        message = f"the webhook isn't stored ({reason}): {reason.explanation}"
+        return cls(message, reason=reason, response_status=reason.response_status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attrs import frozen
+
 from plaid_relay_async import models
 from plaid_relay_async.codec.records import DECODE_ERRORS, decode_record, describe_decode_error
 from plaid_relay_async.redaction import Hidden, strip_traceback
@@ -33,3 +35,29 @@ def parse(body: bytes) -> models.WebhookEvent:
     except DECODE_ERRORS as error:
         problem, path = describe_decode_error(error, "it")
     raise WebhookDecodeError(f"the webhook can't be read: {problem} at {path}", path=path, body=Hidden(body))
+
+
+@frozen
+class ParsedWebhook:
+    """The event of a verified webhook.
+
+    Attributes:
+        event: the event. One that isn't as Plaid documents it is an `UnknownWebhook` with its fields; there
+            are none if the body isn't a JSON object.
+        documented: whether it is as Plaid documents it.
+    """
+
+    event: models.WebhookEvent
+    documented: bool
+
+
+def parse_leniently(body: bytes) -> ParsedWebhook:
+    """Return the event of a verified webhook, whatever it is."""
+    try:
+        return ParsedWebhook(parse(body), documented=True)
+    except WebhookDecodeError:
+        pass
+    try:
+        return ParsedWebhook(decode_record(body, models.UnknownWebhook), documented=False)
+    except DECODE_ERRORS:
+        return ParsedWebhook(models.UnknownWebhook(), documented=False)

@@ -77,27 +77,32 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
     raise WebhookRefusedError.of(RefusalReason.MALFORMED_TOKEN)
 
 
+def header_pairs(headers: Mapping[str, str] | HeaderPairs) -> list[tuple[str, str]]:
+    """Return the headers as pairs of a name in lower case and a value.
+
+    Raises:
+        InvalidHeadersError: they are neither a mapping of strings nor pairs of strings or bytes.
+    """
+    # Not every multi-valued mapping is a `Mapping`; each has `items`, which repeats a name for each value.
+    items = getattr(headers, "items", None)
+    try:
+        pairs: Any = headers if items is None else items()
+        return [(_to_text(name).lower(), _to_text(value)) for name, value in pairs]
+    except (TypeError, ValueError):
+        pass
+    # Raised outside the handler, because the text of the original error may quote a header.
+    kind = type(headers).__name__
+    raise InvalidHeadersError(f"headers must be a mapping or pairs, of strings or bytes; this {kind} isn't")
+
+
 def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
-    match _find_values(headers):
+    match [value for name, value in header_pairs(headers) if name == _HEADER_NAME]:
         case []:
             raise WebhookRefusedError.of(RefusalReason.NO_HEADER)
         # WSGI servers, and with them Django, join headers of the same name with a comma.
         case [value] if "," not in value:
             return value
     raise WebhookRefusedError.of(RefusalReason.SEVERAL_HEADERS)
-
-
-def _find_values(headers: Mapping[str, str] | HeaderPairs) -> list[str]:
-    # Not every multi-valued mapping is a `Mapping`; each has `items`, which repeats a name for each value.
-    items = getattr(headers, "items", None)
-    try:
-        pairs: Any = headers if items is None else items()
-        return [_to_text(value) for name, value in pairs if _to_text(name).lower() == _HEADER_NAME]
-    except (TypeError, ValueError):
-        pass
-    # Raised outside the handler, because the text of the original error may quote a header.
-    kind = type(headers).__name__
-    raise InvalidHeadersError(f"headers must be a mapping or pairs, of strings or bytes; this {kind} isn't")
 
 
 def _to_text(value: object) -> str:

@@ -419,7 +419,7 @@ def test_rotate(plaid, run, partners, journal_path, tmp_path, monkeypatch):
             '"prepare_threshold"',
         ),
         (("status", "x", "--journal", "postgres://h/d?sslmode=abc"), 2, 'invalid sslmode value: "abc"'),
-        (("status", "x", "--journal", "sqlite:///no?timeout=abc"), 2, "timeout in the journal's address"),
+        (("status", "x", "--journal", "sqlite:///no?timeout=abc"), 2, "timeout in the database's address"),
         (("status", "x", "--journal", "file:no"), 2, "must be the path of a file"),
         (("status", "x", "--journal", "@no"), 2, "--journal: can't be read: No such file"),
         (("status", "x"), 1, "the journal has no run 'x'"),

@@ -416,5 +416,5 @@ async def test_a_driver_without_access_to_its_socket(client, report, tmp_path):
 
 def test_a_timeout_that_is_not_a_number(tmp_path):
     """A timeout that isn't a number is rejected when the journal is created."""
-    with pytest.raises(ConfigurationError, match="timeout in the journal's address"):
+    with pytest.raises(ConfigurationError, match="timeout in the database's address"):
         Journal(f"sqlite:///{tmp_path / 'relay.db'}?timeout=soon", key=KEY)

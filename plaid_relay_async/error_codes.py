@@ -14,6 +14,7 @@ from plaid_relay_async.errors import (
     AuthenticationError,
     ClientClosedError,
     ConfigurationError,
+    CursorExpiredError,
     InvalidRequestError,
     ItemError,
     NotSentError,
@@ -43,6 +44,7 @@ _BY_CODE: dict[str, type[PlaidAPIError]] = {
     "INSIGHTS_NOT_ENABLED": AuthenticationError,
     "USER_PERMISSION_REVOKED": ItemError,
     "ADDITIONAL_CONSENT_REQUIRED": ItemError,
+    "WEBHOOK_EVENTS_CURSOR_EXPIRED": CursorExpiredError,
 }
 _BY_TYPE: dict[str, type[PlaidAPIError]] = {
     "INVALID_REQUEST": InvalidRequestError,
@@ -95,6 +97,14 @@ _BY_STATUS: dict[int, type[PlaidAPIError]] = {
     401: AuthenticationError,
     403: AuthenticationError,
     429: RateLimitError,
+}
+
+# Advice on codes for which that of the error's class is too general.
+ADVICE: Final = {
+    "WEBHOOK_EVENTS_START_TIME_OUT_OF_RANGE": (
+        "Plaid lists the webhooks of the last 7 days. "
+        "Pass a later start_time, or none to begin with the oldest."
+    ),
 }
 
 # The codes of errors that every other request of a batch would get, too; see `affects_all_requests`.

@@ -21,6 +21,7 @@
         ├── AuthenticationError  fix the credentials, or ask Plaid for access
         ├── RateLimitError       wait
         ├── ReportNotReadyError  wait for the report
+        ├── CursorExpiredError   read the list without the cursor
         ├── AssetReportError     the report can't be created or returned as requested
         ├── ItemError            the user, or the bank, has to act
         └── PlaidServerError     Plaid has a problem: try again later
@@ -346,6 +347,15 @@ class ReportNotReadyError(PlaidAPIError):
     """The report is still being generated (`PRODUCT_NOT_READY`); it takes seconds to a minute."""
 
     advice = "Wait for the PRODUCT_READY webhook, or try again in a few seconds."
+
+
+class CursorExpiredError(PlaidAPIError):
+    """The cursor of the list of sent webhooks is older than 7 days (`WEBHOOK_EVENTS_CURSOR_EXPIRED`).
+
+    Webhooks that were sent after the cursor, and longer ago than that, can't be listed any more.
+    """
+
+    advice = "Read the list without the cursor: it begins with the oldest webhook that Plaid still has."
 
 
 class AssetReportError(PlaidAPIError):

@@ -69,7 +69,7 @@ MAP = {
     "inbox": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
     ),
-    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography")),
+    "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography", "yarl")),
     "gateway": AllowedImports(
         (
             *GROUND_FLOOR,

@@ -239,6 +239,22 @@ _WEBHOOK_TYPES = [
     *("AUTH", "HOLDINGS", "INVESTMENTS_TRANSACTIONS", "ITEM", "LIABILITIES", "TRANSACTIONS", "ASSETS"),
     "IDENTITY",
 ]
+_STRINGS: Schema = {"type": "array", "items": _STRING}
+_DELIVERY_STATUS = {"type": "string", "enum": ["PENDING", "DELIVERED", "FAILED"]}
+_SENT_WEBHOOK = _object(
+    webhook_message_id=_STRING,
+    webhook_type=_STRING,
+    webhook_code=_STRING,
+    item_id={"type": "string", "nullable": True},
+    sent_time={"type": "string", "format": "date-time"},
+    payload={"type": "object", "additionalProperties": True},
+    destination_url=_STRING,
+    delivery_status=_DELIVERY_STATUS,
+    last_http_status_code={"type": "integer", "nullable": True},
+    attempt_count={"type": "integer"},
+    last_attempt_time={"type": "string", "format": "date-time", "nullable": True},
+    is_response=True,
+)
 _OTHER_OPERATIONS = {
     "/item/remove": (
         _object(
@@ -262,5 +278,29 @@ _OTHER_OPERATIONS = {
             options=_object(("new_transactions",), new_transactions={"type": "integer"}),
         ),
         _object(webhook_fired={"type": "boolean"}, request_id=_STRING, is_response=True),
+    ),
+    "/beta/webhook_events/list": (
+        _object(
+            (
+                *("client_id", "secret", "cursor", "start_time", "count"),
+                *("webhook_types", "webhook_codes", "item_ids", "delivery_statuses"),
+            ),
+            client_id=_STRING,
+            secret=_STRING,
+            cursor={"type": "string", "maxLength": 512},
+            start_time={"type": "string", "format": "date-time", "nullable": True},
+            count={"type": "integer", "minimum": 1, "maximum": 100, "default": 100, "nullable": True},
+            webhook_types=_STRINGS,
+            webhook_codes=_STRINGS,
+            item_ids=_STRINGS,
+            delivery_statuses={"type": "array", "items": _DELIVERY_STATUS},
+        ),
+        _object(
+            webhook_events={"type": "array", "items": _SENT_WEBHOOK},
+            has_more={"type": "boolean"},
+            next_cursor=_STRING,
+            request_id=_STRING,
+            is_response=True,
+        ),
     ),
 }

@@ -170,8 +170,8 @@ def test_all_lists_the_public_names():
     }
     lazy = {
         *("AssetReport", "AssetReportGetResponse", "ItemPublicTokenExchangeResponse", "ItemRemoveResponse"),
-        *("SandboxItemFireWebhookResponse", "SandboxPublicTokenCreateResponse"),
-        "WebhookVerificationKeyGetResponse",
+        *("SandboxItemFireWebhookResponse", "SandboxPublicTokenCreateResponse", "SentWebhook"),
+        *("WebhookEventsListResponse", "WebhookVerificationKeyGetResponse"),
     }
     assert set(plaid_relay_async.__all__) == (public - others) | {"__version__"} | lazy
     assert plaid_relay_async.__all__ == sorted(plaid_relay_async.__all__)

@@ -23,6 +23,7 @@ OPERATION_GROUPS = (
     client.Sandbox,
     client.Items,
     client.WebhookVerificationKeys,
+    client.WebhookEvents,
 )
 OPERATIONS = [
     method

@@ -18,10 +18,17 @@ from processes import running_process_async
 import plaid_relay_async
 from plaid_relay_async import Credentials, PlaidRelayError, RelayClient, RetryPolicy, Timeouts
 from plaid_relay_async.batch import BatchSettings
-from plaid_relay_async.client import AssetReports, Items, Relay, Sandbox, WebhookVerificationKeys
+from plaid_relay_async.client import (
+    AssetReports,
+    Items,
+    Relay,
+    Sandbox,
+    WebhookEvents,
+    WebhookVerificationKeys,
+)
 from plaid_relay_async.error_codes import affects_all_requests, affects_report, error_class_for
 from plaid_relay_async.limits import PLAID_PRODUCTION, PLAID_SANDBOX, RateLimit
-from plaid_relay_async.simulator import Fault, Limit
+from plaid_relay_async.simulator import Fault, Limit, WebhookFault
 from plaid_relay_async.webhooks import NotStoredReason, RefusalReason, WebhookError
 
 ROOT = Path(__file__).parent.parent
@@ -95,13 +102,13 @@ def test_errors_md_lists_every_exception():
 
 
 def test_plaids_own_errors_come_last():
-    """The last eight exceptions of errors.md are those for Plaid's error responses, as the page says."""
+    """The last nine exceptions of errors.md are those for Plaid's error responses, as the page says."""
     rows = re.findall(r"^\| `(\w+)`", page("docs/errors.md"), re.MULTILINE)
     from_plaid = [
         issubclass(getattr(plaid_relay_async, name), plaid_relay_async.PlaidAPIError) for name in rows
     ]
-    assert "The last eight" in page("docs/errors.md")
-    assert from_plaid == [False] * (len(rows) - 8) + [True] * 8
+    assert "The last nine" in page("docs/errors.md")
+    assert from_plaid == [False] * (len(rows) - 9) + [True] * 9
 
 
 @pytest.mark.parametrize("code", ["INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "CREDITS_EXHAUSTED"])
@@ -127,9 +134,11 @@ def test_batch_md_lists_the_errors_that_stop_a_report(facts):
     assert affects_report(error_class_for(**facts, status=400)("it", **facts))
 
 
-@pytest.mark.parametrize(("heading", "cls"), [("Faults", Fault), ("Limits", Limit)])
+@pytest.mark.parametrize(
+    ("heading", "cls"), [("Faults", Fault), ("Faults of webhooks", WebhookFault), ("Limits", Limit)]
+)
 def test_simulator_md_lists_every_field(heading, cls):
-    """simulator.md has each field of `Fault` and of `Limit` in a table."""
+    """simulator.md has each field of `Fault`, `WebhookFault` and `Limit` in a table."""
     table = "\n".join(
         re.findall(r"^\| (`.+?) \|", section_of(page("docs/simulator.md"), heading), re.MULTILINE)
     )
@@ -168,7 +177,7 @@ def test_webhooks_md_lists_every_reason_of_a_receiver():
 def test_the_changelog_names_every_operation():
     """The changelog names each method of the client's groups of operations."""
     text = page("CHANGELOG.md")
-    for group in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys):
+    for group in (Relay, AssetReports, Sandbox, Items, WebhookVerificationKeys, WebhookEvents):
         for name in vars(group):
             assert name.startswith("_") or name in text, name
 

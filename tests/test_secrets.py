@@ -178,6 +178,8 @@ async def test_an_error_does_not_show_the_result_of_its_task(clean_logs, operati
         lambda client: client.asset_report.refresh(REPORT_TOKEN, webhook="nowhere"),
         lambda client: client.asset_report.filter(REPORT_TOKEN, []),
         lambda client: client.sandbox.fire_webhook(REPORT_TOKEN, ""),
+        lambda client: client.webhook_events.list(cursor=f"{REPORT_TOKEN}{' ' * 512}"),
+        lambda client: client.webhook_events.list(item_ids=[f" {REPORT_TOKEN}"]),
         lambda client: RelayCreateRequest([REPORT_TOKEN], ""),
         lambda client: models.AssetReportCreateRequest([REPORT_TOKEN], 800),
         lambda client: list(RelayCreateRequest.fan_out([REPORT_TOKEN], [""])),

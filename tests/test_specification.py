@@ -161,7 +161,7 @@ class Maker:
         if kind == "string":
             constants = [value for value in schema.get("enum", ()) if value is not None]
             return st.sampled_from(constants) | self.texts if constants else self.texts
-        return ANY_JSON if kind == "anything" else LEAVES[kind]
+        return {"anything": ANY_JSON, "any object": self.unknown, **LEAVES}[kind]
 
     def object(self, schema: Schema, depth: int) -> st.SearchStrategy[Any]:
         required = schema.get("required", ())
@@ -361,6 +361,7 @@ WRONG = {
     "date-time": [*NO_STRING, CANARY, "", "2026-02-30T18:27:37Z", "2026-03-30T18:27:37" + CANARY],
     "array": [CANARY, CANARY_NUMBER, True, {}, {"0": CANARY}],
     "object": [CANARY, CANARY_NUMBER, True, [], [CANARY]],
+    "any object": [CANARY, CANARY_NUMBER, True, [], [CANARY]],
 }
 
 
@@ -522,7 +523,11 @@ class Asker:
             return st.integers(least, most)
         if shape.kind == "string":
             return words_of(schema)
-        return {"date": st.dates(), "boolean": st.booleans()}[shape.kind]
+        return {
+            "date": st.dates(),
+            "date-time": st.datetimes(timezones=st.timezones()),
+            "boolean": st.booleans(),
+        }[shape.kind]
 
 
 def in_order(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -580,6 +585,8 @@ def plain_value(shape: Shape, value: Any) -> Any:
         return plain(shape.record, {name: inner for name, inner in own.items() if inner is not None})
     if isinstance(value, tuple | list):
         return list(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -624,6 +631,7 @@ def invalid_values(where: str, shape: Shape, schema: Schema) -> list[Any]:
     return {
         "boolean": ["true", 1, 0, "", []],
         "date": ["2026-03-30", 5, datetime(2026, 3, 30, 0, 0)],  # noqa: DTZ001  # a wrong value
+        "date-time": ["2026-03-30", 5, date(2026, 3, 30), datetime(2026, 3, 30, 0, 0)],  # noqa: DTZ001  # a wrong value
         "object": [{}, "word", [], AskedNothing()],
     }[shape.kind]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Never, assert_type
+from typing import TYPE_CHECKING, Any, Never, assert_type
 
 from plaid_relay_async import (
     AssetReport,
@@ -28,7 +28,9 @@ from plaid_relay_async import (
     RelayRefreshResponse,
     RelayRemoveResponse,
     Removed,
+    SentWebhook,
     Unknown,
+    WebhookEventsListResponse,
 )
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.limits import PLAID_SANDBOX, InProcessLimiter, RateLimit, RedisLimiter
@@ -42,6 +44,7 @@ from plaid_relay_async.webhooks import (
     NewAccountsAvailableWebhook,
     PendingDisconnectWebhook,
     PendingExpirationWebhook,
+    Recovery,
     UnknownWebhook,
     UserAccountRevokedWebhook,
     UserPermissionRevokedWebhook,
@@ -164,6 +167,20 @@ def describe(outcome: Outcome) -> str:
             return str(assert_type(error, PlaidRelayError))
         case Unknown(error=unknown_error):
             return str(assert_type(unknown_error, OutcomeUnknownError))
+
+
+async def sent_webhooks(client: RelayClient, inbox: MemoryInbox) -> Recovery:
+    sent = client.webhook_events.list(
+        item_ids=["item"], delivery_statuses={"FAILED"}, start_time=datetime.now(UTC)
+    )
+    async for webhook in sent:
+        assert_type(webhook, SentWebhook)
+        assert_type(webhook.payload, dict[str, Any])
+    async for page in sent.pages():
+        assert_type(page.webhook_events, tuple[SentWebhook, ...])
+    assert_type(await sent, WebhookEventsListResponse)
+    assert_type(sent.cursor, str | None)
+    return assert_type(await client.webhooks.recover(inbox), Recovery)
 
 
 def webhooks(body: bytes) -> str:

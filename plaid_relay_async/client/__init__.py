@@ -10,6 +10,7 @@ from plaid_relay_async.client.item import Items
 from plaid_relay_async.client.late_outcomes import LateOutcomes
 from plaid_relay_async.client.relay import Relay
 from plaid_relay_async.client.sandbox import Sandbox
+from plaid_relay_async.client.webhook_events import SentWebhooks, WebhookEvents
 from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
 from plaid_relay_async.client.webhooks import Webhooks
 from plaid_relay_async.config import (
@@ -42,7 +43,17 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.outcomes import LateOutcome
 
-__all__ = ["AssetReports", "Items", "Relay", "RelayClient", "Sandbox", "WebhookVerificationKeys", "Webhooks"]
+__all__ = [
+    "AssetReports",
+    "Items",
+    "Relay",
+    "RelayClient",
+    "Sandbox",
+    "SentWebhooks",
+    "WebhookEvents",
+    "WebhookVerificationKeys",
+    "Webhooks",
+]
 
 
 @strip_init_traceback
@@ -88,7 +99,8 @@ class RelayClient:
         sandbox: create test data.
         item: exchange public tokens, and remove Items. An Item is a connection to a bank.
         webhook_verification_key: keys that verify webhooks.
-        webhooks: verify the webhooks that Plaid sends, with the extra `webhooks`.
+        webhook_events: list the webhooks that Plaid has sent; in beta at Plaid.
+        webhooks: verify and recover the webhooks that Plaid sends, with the extra `webhooks`.
 
     Raises:
         ConfigurationError: an argument or an environment variable is missing, invalid or unsafe; the error
@@ -157,8 +169,12 @@ class RelayClient:
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
         self.webhook_verification_key = WebhookVerificationKeys(transport)
+        self.webhook_events = WebhookEvents(transport)
         self.webhooks = Webhooks(
-            self.webhook_verification_key, Environment.from_url(self._base_url), self.asset_report
+            self.webhook_verification_key,
+            self.webhook_events,
+            self.asset_report,
+            Environment.from_url(self._base_url),
         )
 
     async def open(self) -> None:

@@ -9,15 +9,26 @@ from plaid_relay_async.models.fields import check_identifier
 from plaid_relay_async.redaction import Hidden, strip_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from typing import TypeAlias
 
     from plaid_relay_async.client.asset_report import AssetReports
     from plaid_relay_async.client.operations import Call
+    from plaid_relay_async.client.webhook_events import WebhookEvents
     from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
     from plaid_relay_async.config import Environment, RetryPolicy
-    from plaid_relay_async.models import AssetReportGetResponse, JWKPublicKey
-    from plaid_relay_async.webhooks import AssetsProductReadyWebhook, VerifiedWebhook, WebhookEvent
+    from plaid_relay_async.models import (
+        AssetReportGetResponse,
+        JWKPublicKey,
+        WebhookEventsListResponse,
+    )
+    from plaid_relay_async.webhooks import (
+        AssetsProductReadyWebhook,
+        Inbox,
+        Recovery,
+        VerifiedWebhook,
+        WebhookEvent,
+    )
     from plaid_relay_async.webhooks.lookup import KeyCache
     from plaid_relay_async.webhooks.token import HeaderPairs
     from plaid_relay_async.webhooks.verification import VerificationSettings
@@ -36,9 +47,14 @@ class Webhooks:
     """
 
     def __init__(
-        self, keys: WebhookVerificationKeys, environment: Environment | None, reports: AssetReports
+        self,
+        keys: WebhookVerificationKeys,
+        events: WebhookEvents,
+        reports: AssetReports,
+        environment: Environment | None,
     ) -> None:
         self._keys = keys
+        self._events = events
         self._environment = environment
         self._reports = reports
         self._cache: KeyCache | None = None
@@ -96,6 +112,49 @@ class Webhooks:
             PlaidRelayError: as of `unwrap`, except for `WebhookDecodeError`.
         """
         return self._verify(*_check_arguments(body, headers, self._environment, tolerance, skew))
+
+    def recover(
+        self,
+        inbox: Inbox,
+        *,
+        url_prefix: str = "",
+        count: int | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Call[Recovery]:
+        """Add to an inbox the webhooks that Plaid has sent and that it doesn't have; Plaid's list is in beta.
+
+        https://plaid.com/docs/api/webhooks/webhook-events/. The webhooks are read from the position at which
+        the previous recovery ended, or else those of the last 7 days. The position is stored in the inbox
+        after each page, so a recovery that was interrupted continues there. What is added is handled as any
+        other stored webhook. A webhook that Plaid delivers later is a duplicate of the one that was added.
+
+        Args:
+            inbox: the inbox.
+            url_prefix: only webhooks that were sent to a URL with this beginning are added. Pass it if other
+                applications receive webhooks of the same account.
+            count: the maximum number of webhooks that are read with one request, 1 to 100; Plaid's default is
+                100.
+            timeout: seconds for all attempts of one request; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
+
+        Returns:
+            What was read and added.
+
+        Raises:
+            RequestValidationError: `count` is invalid.
+            PlaidRelayError: a request failed; see the class of the error. Call again to continue.
+            ModuleNotFoundError: the extra `webhooks` isn't installed.
+        """
+        from plaid_relay_async.webhooks.recovery import recover_webhooks
+
+        sent = self._events.list(count=count, timeout=timeout, retry=retry)
+
+        def list_pages(cursor: str | None) -> AsyncIterator[WebhookEventsListResponse]:
+            sent.cursor = cursor
+            return sent.pages()
+
+        return recover_webhooks(list_pages, inbox, url_prefix)
 
     @strip_traceback
     def fetch_report(

@@ -189,6 +189,12 @@ WEBHOOK_VERIFICATION_KEY_GET: Final = Endpoint(
     lambda: models.WebhookVerificationKeyGetResponse,
     Idempotency.SAFE,
 )
+WEBHOOK_EVENTS_LIST: Final = Endpoint(
+    "/beta/webhook_events/list",
+    lambda: models.WebhookEventsListRequest,
+    lambda: models.WebhookEventsListResponse,
+    Idempotency.SAFE,
+)
 
 ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (
     RELAY_CREATE,
@@ -207,4 +213,5 @@ ENDPOINTS: Final[tuple[Endpoint[Any, Any], ...]] = (
     SANDBOX_PUBLIC_TOKEN_CREATE,
     SANDBOX_ITEM_FIRE_WEBHOOK,
     WEBHOOK_VERIFICATION_KEY_GET,
+    WEBHOOK_EVENTS_LIST,
 )

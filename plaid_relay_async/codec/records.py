@@ -69,6 +69,12 @@ def _structure_datetime(value: Any, _: Any) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
+def _structure_object(value: Any, _: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError("expected an object")
+    return value
+
+
 def _optional_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     [inner] = (arg for arg in get_args(cls) if arg is not NoneType)
     # Most of the values are scalars: one hook for value and null saves a call for each of them.
@@ -263,6 +269,10 @@ def _is_tuple(cls: Any) -> bool:
     return get_origin(cls) is tuple
 
 
+def _is_object(cls: Any) -> bool:
+    return get_origin(cls) is dict
+
+
 _SCALARS: Final = (str, int, bool, Decimal)
 
 
@@ -273,6 +283,7 @@ def _make_converter(*, with_paths: bool) -> cattrs.Converter:
         converter.register_structure_hook(cls, _scalar_hook(cls))
     converter.register_structure_hook(date, _structure_date)
     converter.register_structure_hook(datetime, _structure_datetime)
+    converter.register_structure_hook_func(_is_object, _structure_object)
     converter.register_unstructure_hook(date, date.isoformat)
     converter.register_unstructure_hook(datetime, _format_datetime)
     converter.register_structure_hook_factory(_is_optional, _optional_hook)

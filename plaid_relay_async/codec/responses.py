@@ -17,7 +17,7 @@ from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
 from plaid_relay_async.codec.endpoints import Endpoint, Idempotency
 from plaid_relay_async.codec.records import DECODE_ERRORS, decode_record, describe_decode_error
 from plaid_relay_async.display import escape_surrogates
-from plaid_relay_async.error_codes import GATEWAY_ERROR, error_class_for
+from plaid_relay_async.error_codes import ADVICE, GATEWAY_ERROR, error_class_for
 from plaid_relay_async.errors import OutcomeUnknownError, PlaidRelayError, ResponseDecodeError
 from plaid_relay_async.redaction import Hidden, redact_secrets
 
@@ -177,7 +177,10 @@ def _own_advice(status: int, attributes: Mapping[str, Any]) -> dict[str, str]:
         advice = "Redirects aren't followed, as they would send the secret to another host: correct base_url."
         return {"advice": advice}
     suggestion = attributes.get("suggested_action")
-    return {"advice": suggestion} if suggestion and attributes.get("error_type") == GATEWAY_ERROR else {}
+    if suggestion and attributes.get("error_type") == GATEWAY_ERROR:
+        return {"advice": suggestion}
+    code = attributes.get("error_code")
+    return {"advice": ADVICE[code]} if code in ADVICE else {}
 
 
 def _error_attributes(response: RawResponse, secrets: Iterable[str]) -> dict[str, Any]:

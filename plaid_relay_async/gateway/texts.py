@@ -70,6 +70,7 @@ GROUPS: Final = {
     "item": ("Items", "https://plaid.com/docs/api/items/#{anchor}"),
     "sandbox": ("Sandbox", "https://plaid.com/docs/api/sandbox/#{anchor}"),
     "webhook_verification_key": ("Webhooks", "https://plaid.com/docs/api/webhooks/webhook-verification/"),
+    "beta": ("Webhooks", "https://plaid.com/docs/api/webhooks/webhook-events/"),
 }
 
 # By the token in a response: the operations that the page offers next. The token is the first input of each.
@@ -307,6 +308,26 @@ OPERATION_TEXTS: Final = (
                 example="6c5516e1-92dc-479e-a8ff-5a51992e0001",
                 hint="The kid in the header of the webhook’s JWT.",
             )
+        },
+    ),
+    OperationText(
+        endpoint=codec.WEBHOOK_EVENTS_LIST,
+        title="List sent webhooks",
+        caller=_LENDER,
+        about="Lists the webhooks that Plaid has sent to your account in the last 7 days, oldest first. "
+        "At Plaid this operation is in beta.",
+        method="webhook_events.list",
+        inputs={
+            "cursor": InputText(hint="The next_cursor of the previous page. Default: the oldest webhook."),
+            "count": InputText(hint="Webhooks on a page, {min} to {max}. Default: 100."),
+            "webhook_types": InputText(hint="One type on each line, such as ASSETS. Default: all types."),
+            "webhook_codes": InputText(
+                hint="One code on each line, such as PRODUCT_READY. Default: all codes."
+            ),
+            "item_ids": InputText(hint="One item_id on each line. Default: all."),
+            "delivery_statuses": InputText(
+                hint="PENDING, DELIVERED or FAILED, one on each line. Default: all of them."
+            ),
         },
     ),
 )

@@ -59,10 +59,17 @@ webhooks: Final = Table(
     sqlite_autoincrement=True,
 )
 
-# The conditions of the partial indexes, which queries use as they are: SQLite uses such an index only for a
-# query whose condition has the same constant.
-IS_DONE: Final = webhooks.c.state == literal_column(f"'{WebhookState.DONE.value}'")
-HAS_BODY_AND_IS_DONE: Final = and_(IS_DONE, webhooks.c.body.is_not(None))
+
+def has_state(state: WebhookState) -> Any:
+    """Return the condition that a webhook is in a state.
+
+    The state isn't a parameter: SQLite uses a partial index only for a query with the same constant.
+    """
+    return webhooks.c.state == literal_column(f"'{state.value}'")
+
+
+# The conditions of the partial indexes, which queries use as they are.
+HAS_BODY_AND_IS_DONE: Final = and_(has_state(WebhookState.DONE), webhooks.c.body.is_not(None))
 HAS_MESSAGE_ID: Final = webhooks.c.message_id.is_not(None)
 HAS_REPORT: Final = webhooks.c.report_digest.is_not(None)
 
@@ -72,11 +79,12 @@ def _partial_index(name: str, column: Column[Any], where: Any) -> None:
 
 
 Index("relay_webhooks_digest", webhooks.c.digest)
-Index("relay_webhooks_due", webhooks.c.state, webhooks.c.due_at, webhooks.c.number)
+_partial_index("relay_webhooks_due", webhooks.c.due_at, has_state(WebhookState.PENDING))
+_partial_index("relay_webhooks_dead", webhooks.c.number, has_state(WebhookState.DEAD))
 _partial_index("relay_webhooks_message", webhooks.c.message_id, HAS_MESSAGE_ID)
 _partial_index("relay_webhooks_report", webhooks.c.report_digest, HAS_REPORT)
 _partial_index("relay_webhooks_body", webhooks.c.changed_at, HAS_BODY_AND_IS_DONE)
-_partial_index("relay_webhooks_done", webhooks.c.changed_at, IS_DONE)
+_partial_index("relay_webhooks_done", webhooks.c.changed_at, has_state(WebhookState.DONE))
 
 # The function at index n migrates the tables from version n + 1 to version n + 2.
 MIGRATIONS: Final[tuple[Callable[[Connection], object], ...]] = ()

@@ -31,7 +31,7 @@ from plaid_relay_async.inbox.schema import (
     HAS_BODY_AND_IS_DONE,
     HAS_MESSAGE_ID,
     HAS_REPORT,
-    IS_DONE,
+    has_state,
     inboxes,
     webhooks,
 )
@@ -230,7 +230,7 @@ def lease(connection: Connection, keyring: Keyring, limit: int, lease_seconds: f
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     query = (
         select(webhooks)
-        .where(webhooks.c.state == WebhookState.PENDING.value, webhooks.c.due_at <= _NOW)
+        .where(has_state(WebhookState.PENDING), webhooks.c.due_at <= _NOW)
         .order_by(webhooks.c.due_at, webhooks.c.number)
         .limit(max(0, limit))
         .with_for_update(skip_locked=True)
@@ -290,7 +290,7 @@ def read_page(
     """Return the next webhooks after a number, each with its number; with a state, only those in it."""
     query = select(webhooks).where(webhooks.c.number > after).order_by(webhooks.c.number)
     if state is not None:
-        query = query.where(webhooks.c.state == state.value)
+        query = query.where(has_state(state))
     rows = connection.execute(query.limit(ROWS_PER_PAGE))
     return [(row.number, to_stored(row, keyring, attempts=row.attempts)) for row in rows]
 
@@ -298,9 +298,7 @@ def read_page(
 def seconds_until_due(connection: Connection) -> float | None:
     """Return the seconds until a pending webhook is due, or `None` if there is none."""
     first = select(func.min(webhooks.c.due_at) - _NOW)
-    seconds: float | None = connection.execute(
-        first.where(webhooks.c.state == WebhookState.PENDING.value)
-    ).scalar_one()
+    seconds: float | None = connection.execute(first.where(has_state(WebhookState.PENDING))).scalar_one()
     return seconds
 
 
@@ -329,7 +327,7 @@ def discard(connection: Connection, webhook_id: str) -> bool:
 
 
 def _change_dead_letter(connection: Connection, webhook_id: str, **values: Any) -> bool:
-    is_dead = and_(webhooks.c.id == webhook_id, webhooks.c.state == WebhookState.DEAD.value)
+    is_dead = and_(webhooks.c.id == webhook_id, has_state(WebhookState.DEAD))
     statement = update(webhooks).where(is_dead).values(changed_at=now(), **values)
     return bool(connection.execute(statement).rowcount)
 
@@ -339,7 +337,7 @@ def purge(connection: Connection, retention: float) -> bool:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     bodies = _oldest(HAS_BODY_AND_IS_DONE, retention)
-    rows = _oldest(IS_DONE, max(retention, _MIN_ROW_SECONDS))
+    rows = _oldest(has_state(WebhookState.DONE), max(retention, _MIN_ROW_SECONDS))
     counts = (
         connection.execute(update(webhooks).where(bodies).values(body=null())).rowcount,
         connection.execute(delete(webhooks).where(rows)).rowcount,

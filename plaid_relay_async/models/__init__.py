@@ -129,7 +129,13 @@ if TYPE_CHECKING:
         VerificationStatus,
         WarningCode,
         WebhookCode,
+        WebhookDeliveryStatus,
         WebhookType,
+    )
+    from plaid_relay_async.models.webhook_events import (
+        SentWebhook,
+        WebhookEventsListRequest,
+        WebhookEventsListResponse,
     )
     from plaid_relay_async.models.webhooks import (
         WEBHOOK_RECORDS,
@@ -251,6 +257,7 @@ __all__ = [
     "SandboxPublicTokenCreateResponse",
     "SandboxStatements",
     "SandboxTransactions",
+    "SentWebhook",
     "TaxLotPositionType",
     "TransactionType",
     "UnknownWebhook",
@@ -259,7 +266,10 @@ __all__ = [
     "VerificationStatus",
     "WarningCode",
     "WebhookCode",
+    "WebhookDeliveryStatus",
     "WebhookEvent",
+    "WebhookEventsListRequest",
+    "WebhookEventsListResponse",
     "WebhookType",
     "WebhookUpdateAcknowledgedWebhook",
     "WebhookVerificationKeyGetRequest",
@@ -269,7 +279,7 @@ __all__ = [
 ]
 
 # Searched in this order. Importing `report` imports the next two as well.
-_LAZY_MODULES: Final = ("report", "insights", "values", "item", "webhooks")
+_LAZY_MODULES: Final = ("report", "insights", "values", "item", "webhook_events", "webhooks")
 
 
 def __getattr__(name: str) -> Any:

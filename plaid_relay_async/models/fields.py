@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
 from unicodedata import category
@@ -176,6 +177,14 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
         usable = False
     if not usable:
         raise invalid(attribute.name, IS_NO_URL)
+
+
+def is_aware_time(_: object, attribute: Attribute[Any], value: object) -> None:
+    """Check that the value is a datetime with a time zone."""
+    if not isinstance(value, datetime):
+        raise invalid(attribute.name, f"must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise invalid(attribute.name, "has no time zone: pass datetime.now(UTC), for example")
 
 
 def is_boolean(_: object, attribute: Attribute[bool], value: object) -> None:

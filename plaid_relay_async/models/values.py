@@ -402,6 +402,17 @@ class AssetReportType(enum.StrEnum):
     FAST = "FAST"
 
 
+class WebhookDeliveryStatus(enum.StrEnum):
+    """Whether a webhook was delivered."""
+
+    PENDING = "PENDING"
+    """Plaid knows of no success, and may try again; the webhook may have been delivered all the same."""
+    DELIVERED = "DELIVERED"
+    """A receiver has responded with a status of 200 to 299."""
+    FAILED = "FAILED"
+    """Plaid doesn't try again."""
+
+
 class PendingDisconnectReason(enum.StrEnum):
     """Why an Item will be disconnected."""
 

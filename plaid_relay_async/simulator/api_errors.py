@@ -64,6 +64,8 @@ _KIND_BY_CODE: Mapping[str, _ErrorKind] = {
             "INVALID_RELAY_TOKEN": "the relay_token is unknown, was removed, or is not yours",
             "INVALID_AUDIT_COPY_TOKEN": "the audit_copy_token is unknown, or was removed",
             "INVALID_WEBHOOK_VERIFICATION_KEY_ID": "there is no key with this key_id in this environment",
+            "WEBHOOK_EVENTS_CURSOR_EXPIRED": "the cursor is older than seven days",
+            "WEBHOOK_EVENTS_START_TIME_OUT_OF_RANGE": "start_time must be within the last seven days",
             "ADDITIONAL_CONSENT_REQUIRED": "the user has not consented to this product",
             "USER_PERMISSION_REVOKED": "the user has revoked the access",
         },

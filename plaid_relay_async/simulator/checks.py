@@ -7,7 +7,7 @@ A check is a function of a field's name and value that raises INVALID_FIELD. The
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import date
+from datetime import date, datetime
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 from plaid_relay_async.simulator.api_errors import ApiError
 
 _DATE_PATTERN = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d", re.ASCII)
 
 Check: TypeAlias = Callable[[str, Any], None]
 
@@ -91,10 +92,21 @@ def _check_url_or_empty(name: str, value: Any) -> None:
         _check_url(name, value)
 
 
+def _check_time(name: str, value: Any) -> None:
+    try:
+        # The form of RFC 3339, which Plaid's schemas name date-time. It has a time zone.
+        is_time = _TIME_PATTERN.match(value) and datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        is_time = False
+    if not is_time:
+        raise _invalid_field(name, "a time such as 2026-06-30T12:00:00Z")
+
+
 BOOLEAN = Field(_check_boolean)
 URL = Field(_check_url)
 URL_OR_EMPTY = Field(_check_url_or_empty)
 DATE = Field(_check_date)
+TIME = Field(_check_time)
 
 
 def integer(minimum: float = -math.inf, maximum: float = math.inf) -> Field:

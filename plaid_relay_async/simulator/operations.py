@@ -15,6 +15,7 @@ from plaid_relay_async.simulator.api_errors import ApiError
 from plaid_relay_async.simulator.checks import (
     BOOLEAN,
     DATE,
+    TIME,
     URL,
     URL_OR_EMPTY,
     Fields,
@@ -27,6 +28,7 @@ from plaid_relay_async.simulator.checks import (
     string,
 )
 from plaid_relay_async.simulator.outline import USER_FIELDS, Outline
+from plaid_relay_async.simulator.webhook_log import MAX_PAGE, STATUSES
 from plaid_relay_async.simulator.world import Report, ReportOptions, World
 
 
@@ -98,24 +100,23 @@ def _item_remove(request: OperationRequest) -> OperationResult:
 
 
 def _fire_webhook(request: OperationRequest) -> OperationResult:
-    item = request.world.get_item(request.client_id, request["access_token"])
-    webhook_type = webhooks.resolve_type(request["webhook_code"], request["webhook_type"])
-    if item.webhook is None:
-        raise ApiError("SANDBOX_WEBHOOK_INVALID")
-    webhooks.check_product(webhook_type, item.products)
-    fired = {
-        "webhook_type": webhook_type,
-        "webhook_code": request["webhook_code"],
-        "item_id": item.login.item_id,
-        "url": item.webhook,
-        "request_id": request.request_id,
-    }
-    request.world.webhooks.append(fired)
+    request.world.fire_webhook(
+        request.client_id,
+        request["access_token"],
+        code=request["webhook_code"],
+        requested_type=request["webhook_type"],
+        request_id=request.request_id,
+        new_transactions=request.options().get("new_transactions"),
+    )
     return {"webhook_fired": True}
 
 
 def _webhook_key_get(request: OperationRequest) -> OperationResult:
     return {"key": request.world.webhook_keys.find_public_key(request["key_id"])}
+
+
+def _webhook_events_list(request: OperationRequest) -> OperationResult:
+    return request.world.webhooks.list_events(request.client_id, request.body)
 
 
 def _report_create(request: OperationRequest) -> OperationResult:
@@ -128,6 +129,7 @@ def _report_create(request: OperationRequest) -> OperationResult:
         investments="investments" in add_ons,
         fast_assets="fast_assets" in add_ons or bool(options.get("include_fast_report")),
         require_all_items=options.get("require_all_items") is not False,
+        webhook=options.get("webhook"),
     )
     return _report_identifiers(
         *request.world.create_report(
@@ -196,27 +198,26 @@ def _relay_create(request: OperationRequest) -> OperationResult:
     partner = request["secondary_client_id"]
     return {
         "relay_token": request.world.create_relay(
-            request.client_id, report_token, partner, request.request_id
+            request.client_id, report_token, partner, request.request_id, request["webhook"]
         )
     }
 
 
-def _shared_outline(request: OperationRequest) -> Outline:
-    return request.world.ready_outline(
-        request.world.get_relay_token(request.client_id, request["relay_token"]).report
-    )
-
-
 def _relay_get(request: OperationRequest) -> OperationResult:
-    return PendingReport(_shared_outline(request), bool(request["include_insights"]))
+    relay = request.world.get_relay_token(request.client_id, request["relay_token"])
+    outline = request.world.ready_outline(relay.report)
+    # Plaid publishes it for this operation. That the one for PDFs doesn't send a webhook is our choice.
+    request.world.announce_retrieval(relay)
+    return PendingReport(outline, bool(request["include_insights"]))
 
 
 def _relay_pdf_get(request: OperationRequest) -> OperationResult:
-    return samples.render_report_pdf(_shared_outline(request))
+    relay = request.world.get_relay_token(request.client_id, request["relay_token"])
+    return samples.render_report_pdf(request.world.ready_outline(relay.report))
 
 
 def _relay_refresh(request: OperationRequest) -> OperationResult:
-    report_id = request.world.refresh_relay(request.client_id, request["relay_token"])
+    report_id = request.world.refresh_relay(request.client_id, request["relay_token"], request["webhook"])
     return {"relay_token": request["relay_token"], "asset_report_id": report_id}
 
 
@@ -320,6 +321,18 @@ OPERATIONS: Mapping[str, Operation] = {
         },
     ),
     "/webhook_verification_key/get": Operation(_webhook_key_get, {"key_id": _REQUIRED_STRING}),
+    "/beta/webhook_events/list": Operation(
+        _webhook_events_list,
+        {
+            "cursor": string(max_length=512),
+            "start_time": nullable(TIME),
+            "count": nullable(integer(1, MAX_PAGE)),
+            "webhook_types": list_of(_ANY_STRING),
+            "webhook_codes": list_of(_ANY_STRING),
+            "item_ids": list_of(_ANY_STRING),
+            "delivery_statuses": list_of(one_of(*STATUSES)),
+        },
+    ),
     "/asset_report/create": Operation(
         _report_create,
         {

@@ -116,7 +116,14 @@ def is_loopback(host: str) -> bool:
     A web page could otherwise use the simulator by DNS rebinding. Its Host header names another machine.
     """
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback_name(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def is_loopback_name(name: str) -> bool:
+    """Return whether the name or address of a host, without a port, is one of this machine."""
+    try:
         return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False

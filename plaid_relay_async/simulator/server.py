@@ -1,7 +1,7 @@
 """The HTTP server: it validates and executes requests, and applies scripted faults.
 
 A request passes these steps: the base latency, the rate limits, the choice of a fault, then validation and
-execution by the operation's handler, and the response or the fault's effect.
+execution by the operation's handler, and the response or the fault's effect. `deliveries` sends the webhooks.
 """
 
 import asyncio
@@ -11,13 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
 from plaid_relay_async.simulator.api_errors import ApiError
 from plaid_relay_async.simulator.checks import check_credentials, check_fields, check_version
-from plaid_relay_async.simulator.faults import CONTROL_PREFIX, Fault, FaultScript, parse_faults
+from plaid_relay_async.simulator.deliveries import Deliveries
+from plaid_relay_async.simulator.faults import (
+    CONTROL_PREFIX,
+    Fault,
+    FaultScript,
+    WebhookFault,
+    parse_faults,
+)
 from plaid_relay_async.simulator.limits import Limit, RateLimitedError, RequestLimiter
 from plaid_relay_async.simulator.operations import (
     OPERATIONS,
@@ -50,13 +57,18 @@ _SHUTDOWN_TIMEOUT = 0.4  # seconds; aiohttp waits twice, for handlers to end and
 # A bigger report is encoded in a thread: at this limit, that takes up to 40 ms.
 _THREAD_MIN_RECORDS = 1_000
 _CACHED_BODIES = 4  # of these big reports
+_MAX_ADVANCE = 1e9
+_NOT_STARTED = "this simulator is not started: use `async with`, or await its start()"
 
 
 class Simulator:
     """A local simulator of Plaid's API, which listens only on 127.0.0.1.
 
     Use it as an async context manager, or call `start` and `close`. Its tokens look like those of Plaid's
-    sandbox, and are not valid at Plaid. A `webhook` is validated, but the simulator sends no webhooks.
+    sandbox, and are not valid at Plaid.
+
+    It sends webhooks to URLs of this machine, such as `http://127.0.0.1:8080/plaid`, and to no others. They
+    are signed, which requires the extra `webhooks`; without it, none are sent and a warning is logged.
 
     Args:
         port: port to listen on; 0 picks a free port.
@@ -70,8 +82,8 @@ class Simulator:
             each request.
         transactions: number of transactions in a report that is created here, distributed over its accounts;
             None is twenty per account. With more than 15,000, generation fails, as at Plaid.
-        clock: returns monotonic time in seconds. Reports become ready, public tokens expire and rate limits
-            are counted by it.
+        clock: returns monotonic time in seconds. Reports become ready, public tokens expire, rate limits are
+            counted and webhooks are repeated by it. `advance` moves it forward.
 
     Attributes:
         counts: number of requests to each of Plaid's paths.
@@ -86,7 +98,7 @@ class Simulator:
         clients: Mapping[str, str] | None = None,
         reports: Iterable[str] = (),
         generation_delay: float = 0.5,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault | WebhookFault] = (),
         limits: Iterable[Limit] = (),
         seed: int = 0,
         latency: Callable[[], float] | float = 0.0,
@@ -101,9 +113,10 @@ class Simulator:
         )
         # Not a decorated method: each simulator has its own cache, which is freed with it.
         self._cached_body = lru_cache(_CACHED_BODIES)(render_unfinished_body)
-        self._script = FaultScript(seed)
-        self._script.add(faults)
-        self._limiter = RequestLimiter(limits, clock)
+        self._script: FaultScript[Fault] = FaultScript(seed)
+        self._deliveries = Deliveries(self.world, seed)
+        self.fail(*faults)
+        self._limiter = RequestLimiter(limits, self.world.time)
         self._log = RequestLog(_MAX_RECORDED_REQUESTS)
         self._runner: web.ServerRunner | None = None
         self._closing = asyncio.Event()
@@ -143,13 +156,15 @@ class Simulator:
             await runner.cleanup()
             raise
         self._runner = runner
+        self._deliveries.start()
 
     async def close(self) -> None:
         """Stop the server: end stalled requests, close all connections and free the port.
 
-        The state can still be read.
+        The state can still be read. Webhooks that have not been delivered are sent after another `start`.
         """
         runner, self._runner = self._runner, None
+        await self._deliveries.close()
         if runner is not None:
             self._closing.set()
             await runner.cleanup()
@@ -162,7 +177,7 @@ class Simulator:
             RuntimeError: the simulator is not started.
         """
         if self._runner is None:
-            raise RuntimeError("this simulator is not started: use `async with`, or await its start()")
+            raise RuntimeError(_NOT_STARTED)
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     @property
@@ -182,12 +197,34 @@ class Simulator:
 
     @property
     def webhooks(self) -> Sequence[Mapping[str, str]]:
-        """The webhooks that `/sandbox/item/fire_webhook` would have sent, in order.
+        """The webhooks that `/sandbox/item/fire_webhook` has fired, in order; `sent_webhooks` has all.
 
         Each has `webhook_type`, `webhook_code`, `item_id`, the Item's webhook `url`, and the `request_id` of
         the response.
         """
-        return tuple(dict(fired) for fired in self.world.webhooks)
+        return tuple(
+            {
+                "webhook_type": webhook.payload["webhook_type"],
+                "webhook_code": webhook.payload["webhook_code"],
+                "item_id": webhook.item_id,
+                "url": webhook.url,
+                "request_id": webhook.request_id,
+            }
+            for webhook in self.world.webhooks
+            if webhook.item_id is not None and webhook.request_id is not None
+        )
+
+    @property
+    def sent_webhooks(self) -> Sequence[Mapping[str, Any]]:
+        """All webhooks of the last seven days, at most 10,000, in order.
+
+        Each has the fields of `/beta/webhook_events/list`, the `client_id` that registered the URL, and
+        `error`: why the last attempt failed, or why there was none.
+        """
+        return tuple(
+            {**webhook.to_event(self.world.time), "client_id": webhook.client_id, "error": webhook.error}
+            for webhook in self.world.webhooks
+        )
 
     def add_report(
         self,
@@ -270,13 +307,43 @@ class Simulator:
         """
         self.world.webhook_keys.expire(key_id, at)
 
-    def fail(self, *faults: Fault) -> None:
+    def fail(self, *faults: Fault | WebhookFault) -> None:
         """Add faults to the script, after those in force."""
-        self._script.add(faults)
+        self._script.add(fault for fault in faults if isinstance(fault, Fault))
+        self._deliveries.add_faults(fault for fault in faults if isinstance(fault, WebhookFault))
 
     def clear_faults(self) -> None:
         """Remove all faults from the script."""
         self._script.clear()
+        self._deliveries.clear_faults()
+
+    async def advance(self, seconds: float = 0.0) -> None:
+        """Move the simulator's time forward, and make the attempts to deliver webhooks that become due.
+
+        Hours pass in the time that the receivers need to respond. The attempts are made in the order of their
+        moments, and each moment's have ended before the next moment. When `advance` returns, no attempt is in
+        progress or due. Afterwards, what has happened before is further in the past: a webhook that was
+        signed before is older for a receiver whose own clock was not moved.
+
+        Args:
+            seconds: how far the time is moved. With 0, the attempts that are due now are made.
+
+        Raises:
+            ValueError: `seconds` is not from 0 to 1e9.
+            RuntimeError: the simulator is not started.
+        """
+        if not 0 <= seconds <= _MAX_ADVANCE:
+            raise ValueError("seconds: must be a number from 0 to 1e9")
+        target = self.world.time() + seconds
+        while True:
+            if self._runner is None:
+                raise RuntimeError(_NOT_STARTED)
+            await self._deliveries.make_due_attempts()
+            moment = self.world.agenda.next_moment()
+            if moment is None or moment > target:
+                break
+            self.world.time.move_to(moment)
+        self.world.time.move_to(target)
 
     # One request
 
@@ -410,7 +477,12 @@ class Simulator:
                 return await self._send_ledger(request)
             case "POST", "/_simulator/faults":
                 return await build_response(request, self._replace_script(await request.read()))
-        error = "not found; the simulator's own paths are GET /_simulator/ledger and POST /_simulator/faults"
+            case "POST", "/_simulator/advance":
+                return await build_response(request, await self._advance(await request.read()))
+        error = (
+            "not found; the simulator's own paths are GET /_simulator/ledger, POST /_simulator/faults and "
+            "POST /_simulator/advance"
+        )
         return await build_response(request, json_response(404, {"error": error}))
 
     def _replace_script(self, raw: bytes) -> Response:
@@ -418,9 +490,22 @@ class Simulator:
             faults = parse_faults(parse_object(raw))
         except ValueError as error:
             return json_response(400, {"error": str(error)})
-        self._script.clear()
-        self._script.add(faults)
+        self.clear_faults()
+        self.fail(*faults)
         return json_response(200, {"faults": len(faults)})
+
+    async def _advance(self, raw: bytes) -> Response:
+        match parse_object(raw):
+            case {"seconds": bool()}:
+                pass
+            case {"seconds": int() | float() as seconds, **more} if not more and 0 <= seconds <= _MAX_ADVANCE:
+                try:
+                    await self.advance(seconds)
+                except RuntimeError:  # the simulator was closed
+                    raise ConnectionAbortedError from None
+                return json_response(200, {"seconds": seconds})
+        error = 'the body must be an object such as {"seconds": 30}, with a number from 0 to 1e9'
+        return json_response(400, {"error": error})
 
     async def _send_ledger(self, request: web.BaseRequest) -> web.StreamResponse:
         """Send the ledger as JSON Lines, a thousand at a time.

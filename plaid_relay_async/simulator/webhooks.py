@@ -1,4 +1,4 @@
-"""Webhooks: the types and codes that the sandbox can fire, and their signatures.
+"""Webhooks: their contents, the types and codes that the sandbox can fire, and the signatures.
 
 The private key of each key is the SHA-256 of its ID, so that a test can sign webhooks: these keys protect
 nothing. Signing requires the extra `webhooks`.
@@ -10,7 +10,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from plaid_relay_async.simulator.api_errors import ApiError
 
@@ -55,6 +55,60 @@ _PRODUCT_BY_TYPE = {
     "TRANSACTIONS": "transactions",
 }
 WEBHOOK_TYPES = ("ITEM", *_PRODUCT_BY_TYPE)
+
+
+Payload: TypeAlias = Mapping[str, Any]
+
+
+def _payload(webhook_type: str, webhook_code: str, **fields: Any) -> Payload:
+    return {
+        "webhook_type": webhook_type,
+        "webhook_code": webhook_code,
+        **fields,
+        "environment": "sandbox",
+    }
+
+
+def report_ready(report_id: str, report_type: str = "FULL") -> Payload:
+    """Return the content of the webhook that a report, or its fast version, is ready."""
+    return _payload("ASSETS", "PRODUCT_READY", asset_report_id=report_id, report_type=report_type)
+
+
+def report_failed(report_id: str, error: ApiError) -> Payload:
+    """Return the content of the webhook that the generation of a report has failed."""
+    return _payload("ASSETS", "ERROR", asset_report_id=report_id, error=_error_body(error))
+
+
+def report_retrieved(report_id: str) -> Payload:
+    """Return the content of the webhook that a partner has read a report through its relay token.
+
+    Plaid publishes neither its type and code nor its fields: all of it is our choice. As in the webhooks that
+    are published, there is no token and no partner.
+    """
+    return _payload("CREDIT_RELAY", "REPORT_RETRIEVED", asset_report_id=report_id)
+
+
+def fired(
+    webhook_type: str, code: str, item_id: str, report_id: str, new_transactions: int | None
+) -> Payload:
+    """Return the content of a webhook that the sandbox fires on request; the values are our choice."""
+    if webhook_type == "ASSETS":
+        is_error = code == "ERROR"
+        return report_failed(report_id, ApiError("DATA_UNAVAILABLE")) if is_error else report_ready(report_id)
+    fields: dict[str, Any] = {"item_id": item_id, "error": None}
+    match code:
+        case "PENDING_DISCONNECT":
+            fields["reason"] = "INSTITUTION_TOKEN_EXPIRATION"
+        case "USER_ACCOUNT_REVOKED":
+            fields["account_id"] = f"account-of-{item_id}"
+        case "DEFAULT_UPDATE":
+            fields["new_transactions"] = new_transactions or 0
+    return _payload(webhook_type, code, **fields)
+
+
+def _error_body(error: ApiError) -> dict[str, Any]:
+    """Return an error as in a webhook, which has no request_id, as Plaid documents."""
+    return {name: value for name, value in error.body("").items() if name != "request_id"}
 
 
 class WebhookKeys:

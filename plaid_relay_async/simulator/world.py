@@ -6,7 +6,9 @@ Where Plaid doesn't publish how it behaves, a comment or docstring marks the beh
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from random import Random
 from string import ascii_letters, digits
 from typing import Any, TypeAlias, overload
@@ -14,6 +16,8 @@ from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
 
+from plaid_relay_async.simulator import webhooks
+from plaid_relay_async.simulator.agenda import Agenda
 from plaid_relay_async.simulator.api_errors import ITEM_ERROR_CODES, ApiError, item_cause
 from plaid_relay_async.simulator.outline import (
     MAX_TRANSACTIONS,
@@ -23,7 +27,8 @@ from plaid_relay_async.simulator.outline import (
     Outline,
     report_id_from_seed,
 )
-from plaid_relay_async.simulator.webhooks import WebhookKeys
+from plaid_relay_async.simulator.simulated_time import SimulatedTime
+from plaid_relay_async.simulator.webhook_log import WebhookLog
 
 _INSTITUTION = re.compile(r"ins_\d+")
 _PUBLIC_TOKEN_SECONDS = 30 * 60  # https://plaid.com/docs/api/items/#itempublic_tokenexchange
@@ -59,12 +64,21 @@ class Item:
 
 
 @frozen
+class WebhookTarget:
+    """Where webhooks about a report are sent: a URL, and the client that registered it."""
+
+    client_id: str
+    url: str
+
+
+@frozen
 class GenerationTerms:
     """Options of a report that affect its generation and not its content."""
 
     fast_assets: bool = False
     require_all_items: bool = True
     user_token: str | None = field(default=None, repr=False)
+    webhook: WebhookTarget | None = None
 
 
 @define
@@ -103,6 +117,7 @@ class RelayToken:
     secondary_client_id: str
     request_id: str
     report: Report = field(repr=False)
+    webhook: str | None = None
     removed: bool = False
 
     def ledger_entry(self) -> dict[str, object]:
@@ -147,6 +162,11 @@ class ReportOptions:
     investments: bool = False
     fast_assets: bool = False
     require_all_items: bool = True
+    webhook: str | None = None
+
+
+def _webhook_target(client_id: str, url: str | None) -> WebhookTarget | None:
+    return WebhookTarget(client_id, url) if url else None
 
 
 def _utc_now() -> datetime:
@@ -205,7 +225,7 @@ class World:
         self._generation_delay = generation_delay
         self._transactions = transactions
         self._seed = seed
-        self._clock = clock
+        self.time = self._clock = SimulatedTime(clock)
         # Not the module's shared generator: IDs must neither depend on a program's random.seed() nor change
         # the numbers that the program draws.
         self._rng = Random()
@@ -219,8 +239,9 @@ class World:
         self._item_errors: dict[str, ItemErrors] = {}
         self.ledger = Ledger(self._relay_tokens)
         self.refreshes: list[tuple[str, str]] = []
-        self.webhooks: list[Mapping[str, str]] = []
-        self.webhook_keys = WebhookKeys()
+        self.agenda = Agenda()
+        self.webhooks = WebhookLog(self.time)
+        self.webhook_keys = webhooks.WebhookKeys()
 
     def new_request_id(self) -> str:
         """Return a request_id of fifteen letters and digits, like Plaid's."""
@@ -337,7 +358,12 @@ class World:
         )
         # A report of several users is found by the token of the first (our choice).
         user_tokens = [item.user_token for item in items if item.user_token is not None]
-        terms = GenerationTerms(options.fast_assets, options.require_all_items, next(iter(user_tokens), None))
+        terms = GenerationTerms(
+            options.fast_assets,
+            options.require_all_items,
+            next(iter(user_tokens), None),
+            _webhook_target(client_id, options.webhook),
+        )
         return self._store_report(client_id, outline, terms)
 
     def add_report(
@@ -400,7 +426,10 @@ class World:
             client_report_id=old.client_report_id if new_id is None else new_id or None,
             user=_merge_user(changes.get("user", {}), old.user),
         )
-        return self._store_report(client_id, outline, report.terms)
+        terms, url = report.terms, changes.get("webhook")
+        if url is not None:
+            terms = evolve(terms, webhook=_webhook_target(client_id, url))
+        return self._store_report(client_id, outline, terms)
 
     def filter_report(
         self, client_id: str, token: str, excluded_accounts: Collection[str]
@@ -444,7 +473,59 @@ class World:
             fetches_data,
         )
         self._apply_item_errors(report)
+        if terms.webhook is not None:
+            if terms.fast_assets:
+                self.agenda.add(report.fast_ready_at, partial(self._announce_fast, report, terms.webhook))
+            self.agenda.add(report.ready_at, partial(self._announce, report, terms.webhook))
         return report
+
+    def _announce(self, report: Report, target: WebhookTarget) -> None:
+        """Send a webhook that a report is ready, or has failed."""
+        report_id = report.outline.report_id
+        try:
+            self.ready_outline(report)
+        except ApiError as error:
+            payload = webhooks.report_failed(report_id, error)
+        else:
+            payload = webhooks.report_ready(report_id)
+        self.webhooks.send(target.client_id, target.url, payload)
+
+    def _announce_fast(self, report: Report, target: WebhookTarget) -> None:
+        """Send a webhook that the fast version of a report is ready.
+
+        That its failure is only announced with that of the report is our choice.
+        """
+        with suppress(ApiError):
+            self.fast_outline(report)
+            payload = webhooks.report_ready(report.outline.report_id, "FAST")
+            self.webhooks.send(target.client_id, target.url, payload)
+
+    def fire_webhook(
+        self,
+        client_id: str,
+        access_token: str,
+        *,
+        code: str,
+        requested_type: str | None,
+        request_id: str,
+        new_transactions: int | None,
+    ) -> None:
+        """Send a webhook of an Item, as the sandbox does on request."""
+        item = self.get_item(client_id, access_token)
+        webhook_type = webhooks.resolve_type(code, requested_type)
+        if item.webhook is None:
+            raise ApiError("SANDBOX_WEBHOOK_INVALID")
+        webhooks.check_product(webhook_type, item.products)
+        item_id = item.login.item_id
+        payload = webhooks.fired(webhook_type, code, item_id, self._report_id_of(item), new_transactions)
+        self.webhooks.send(client_id, item.webhook, payload, item_id=item_id, request_id=request_id)
+
+    def _report_id_of(self, item: Item) -> str:
+        """Return the ID of the latest report of an Item; without one, an ID of no report (our choice)."""
+        for report in reversed(self._reports.values()):
+            if item.login in report.outline.items:
+                return report.outline.report_id
+        return report_id_from_seed(item.login.item_id)
 
     def _apply_item_errors(self, report: Report) -> None:
         """Copy the current errors of a report's Items to the report."""
@@ -503,7 +584,9 @@ class World:
 
     # Relay tokens
 
-    def create_relay(self, client_id: str, report_token: str, partner: str, request_id: str) -> str:
+    def create_relay(
+        self, client_id: str, report_token: str, partner: str, request_id: str, webhook: str | None = None
+    ) -> str:
         """Issue a relay token; the report need not be ready yet.
 
         Each call issues another token, also for the same report and partner. Plaid doesn't publish whether it
@@ -511,7 +594,7 @@ class World:
         that it does.
         """
         report = self.get_report(client_id, report_token)
-        relay = RelayToken(f"credit-relay-sandbox-{uuid4()}", client_id, partner, request_id, report)
+        relay = RelayToken(f"credit-relay-sandbox-{uuid4()}", client_id, partner, request_id, report, webhook)
         self._relay_tokens.append(relay)
         self._active_tokens[relay.relay_token] = relay
         return relay.relay_token
@@ -523,19 +606,26 @@ class World:
             raise ApiError("INVALID_RELAY_TOKEN")
         return relay
 
-    def refresh_relay(self, partner: str, relay_token: str) -> str:
+    def announce_retrieval(self, relay: RelayToken) -> None:
+        """Send the lender a webhook that the partner has read the report."""
+        if relay.webhook is not None:
+            payload = webhooks.report_retrieved(relay.report.outline.report_id)
+            self.webhooks.send(relay.client_id, relay.webhook, payload)
+
+    def refresh_relay(self, partner: str, relay_token: str, webhook: str | None = None) -> str:
         """Start to generate a new version of a relay token's report, and return its ID.
 
         Plaid publishes nothing about it. Our choices: the relay token stays the same and points to the new
         version from now on; the lender's report token still points to the old one; a version that isn't
-        ready yet may be refreshed.
+        ready yet may be refreshed; the webhooks are the partner's.
         """
         relay = self.get_relay_token(partner, relay_token)
         new_id = report_id_from_seed(f"{self._seed}:{uuid4()}")
         outline = evolve(
             relay.report.outline, seed=self._next_seed(), report_id=new_id, generated_at=_utc_now()
         )
-        relay.report = self._start_generation(relay.client_id, outline, relay.report.terms)
+        terms = evolve(relay.report.terms, webhook=_webhook_target(partner, webhook))
+        relay.report = self._start_generation(relay.client_id, outline, terms)
         self.refreshes.append((relay_token, new_id))
         return new_id
 

@@ -38,6 +38,7 @@ try:
     from plaid_relay_async.webhooks.memory import MemoryInbox
     from plaid_relay_async.webhooks.parsing import parse
     from plaid_relay_async.webhooks.receiver import ReceiverResponse, WebhookReceiver
+    from plaid_relay_async.webhooks.recovery import Recovery
     from plaid_relay_async.webhooks.router import Delivery, RetrievedPair, WebhookRouter
     from plaid_relay_async.webhooks.verification import verify
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
@@ -62,6 +63,7 @@ __all__ = [
     "PendingExpirationWebhook",
     "RawBodyRequiredError",
     "ReceiverResponse",
+    "Recovery",
     "RefusalReason",
     "ReportMismatchError",
     "RetrievedPair",

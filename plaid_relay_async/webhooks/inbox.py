@@ -11,10 +11,13 @@ webhooks are the same one if they have the same content and the same pair, and w
 
 from __future__ import annotations
 
+import contextlib
+import decimal
 import enum
 import hashlib
 import json
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
 
 from attrs import field, frozen
@@ -217,12 +220,14 @@ def content_digest(body: bytes, pair: str | None) -> str:
     """Return the digest of a webhook's content and pair, in hexadecimal digits.
 
     A body that is a JSON object is compared by its values: the list of sent webhooks has the payload, but not
-    the bytes that were sent. Any other body is compared by its bytes.
+    the bytes that were sent. So `1.0` and `1e0` are the same number, and of two members with the same name
+    the last one counts. Any other body is compared by its bytes.
     """
     payload = _read_payload(body)
     content = body
     if payload is not None:
-        content = json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()
+        with contextlib.suppress(RecursionError):
+            content = _canonical_json(payload).encode()
     return hashlib.sha256(f"{pair or ''}:".encode() + content).hexdigest()
 
 
@@ -236,16 +241,36 @@ def read_report_id(body: bytes) -> str | None:
 
 
 def _read_payload(body: bytes) -> dict[str, Any] | None:
-    """Return the values of a body, or `None` if it isn't an object of JSON."""
+    """Return the values of a body, with numbers as Decimals, or `None` if it isn't an object of JSON."""
     try:
-        payload = json.loads(body, parse_constant=_reject_constant)
-    except (ValueError, RecursionError):
+        payload = json.loads(
+            body, parse_int=_read_number, parse_float=_read_number, parse_constant=_reject_constant
+        )
+    except (ValueError, ArithmeticError, RecursionError):
         return None
     return payload if isinstance(payload, dict) else None
 
 
+# No limit on digits, so that a number is never rounded.
+_EXACT: Final = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+
+
+def _read_number(text: str) -> Decimal:
+    """Return a number in its shortest form; zero has no sign."""
+    return Decimal(text).normalize(_EXACT) or Decimal(0)
+
+
 def _reject_constant(name: str) -> float:
     raise ValueError(name)  # NaN and infinities aren't JSON
+
+
+def _canonical_json(value: Any) -> str:
+    if isinstance(value, dict):
+        members = (f"{json.dumps(name)}:{_canonical_json(value[name])}" for name in sorted(value))
+        return f"{{{','.join(members)}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_canonical_json, value))}]"
+    return str(value) if isinstance(value, Decimal) else json.dumps(value)
 
 
 def read_pair_id(url: str) -> str | None:

@@ -164,6 +164,9 @@ async def test_the_code_of_each_operation_sends_the_same_request(module_page, la
         "initial_products": "assets\ntransactions",
         "webhook_code": "PRODUCT_READY",
         "key_id": "id",
+        "cursor": 'next\n"cursor"',
+        "count": "7",
+        "webhook_types": "ASSETS\nITEM",
     }
     async with Recorder() as upstream:
         upstream.respond = create_response
@@ -293,6 +296,9 @@ def create_response(request: bytes):
         "public_token": "canary-public-new",
         "removed": True,
         "webhook_fired": True,
+        "webhook_events": [],
+        "has_more": False,
+        "next_cursor": "next",
         "request_id": f"request-{number}",
         "key": {
             "alg": "ES256",

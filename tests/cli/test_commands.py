@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import queue
 import signal
 import stat
 import subprocess
@@ -12,7 +13,9 @@ import sys
 import threading
 import time
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -492,5 +495,44 @@ def test_simulate_in_another_process(spawn, run, monkeypatch, partners):
     result = run("bulk", partners(50), "--report-token", token, "--base-url", url)
     assert (result.status, result.count("created")) == (0, 50)
     time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+@pytest.fixture
+def receiver():
+    """Return the URL of a receiver of webhooks, and the queue of those that it has received."""
+    received = queue.SimpleQueue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.put((dict(self.headers), body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            """Log nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/plaid", received
+        server.shutdown()
+        thread.join()
+
+
+def test_simulate_sends_webhooks(spawn, receiver):
+    """The simulator sends signed webhooks to a receiver on this machine."""
+    url, received = receiver
+    process = spawn("simulate")
+    plaid = SimpleNamespace(url=process.stdout.readline().split()[-1])
+    token = process.stdout.readline().split()[-1]
+    create = {"report_tokens": [token], "secondary_client_id": "partner", "webhook": url}
+    relay_token = json.loads(post(plaid, "/credit/relay/create", create))["relay_token"]
+    post(plaid, "/credit/relay/get", {"relay_token": relay_token, "report_type": "asset"}, "partner")
+    headers, body = received.get(timeout=60)
+    assert "Plaid-Verification" in headers
+    assert json.loads(body)["webhook_code"] == "REPORT_RETRIEVED"
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0

@@ -157,6 +157,7 @@ async def test_a_key_allows_only_its_operations(setup, path, caller):
         "/item/public_token/exchange",
         "/sandbox/public_token/create",
         "/webhook_verification_key/get",
+        "/beta/webhook_events/list",
     ],
 )
 async def test_only_relay_is_served_by_default(setup, path):

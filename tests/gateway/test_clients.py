@@ -110,6 +110,8 @@ async def test_every_operation_through_the_gateway(plaid):
         assert await owner.asset_report.filter(created.asset_report_token, [account])
         assert (await owner.sandbox.fire_webhook(item.access_token, "PRODUCT_READY")).webhook_fired
         assert await owner.webhook_verification_key.get("6c5516e1-92dc-479e-a8ff-5a51992e0001")
+        [webhook] = [webhook async for webhook in owner.webhook_events.list()]
+        assert webhook.item_id == item.item_id
         assert (await owner.relay.remove(relay.relay_token)).removed
         assert (await owner.asset_report.remove(created.asset_report_token)).removed
         assert await owner.item.remove(item.access_token)

@@ -30,7 +30,7 @@ def test_the_page_has_every_operation():
     assert [(each["path"], each["idempotency"], each["issues"]) for each in OPERATIONS] == [
         (endpoint.path, endpoint.idempotency.name, endpoint.issues) for endpoint in ENDPOINTS
     ]
-    assert [each["group"] == "Relay" for each in OPERATIONS] == [True] * 5 + [False] * 11
+    assert [each["group"] == "Relay" for each in OPERATIONS] == [True] * 5 + [False] * 12
     assert {each["path"]: each["returns"] for each in OPERATIONS if each["returns"]} == {
         "/credit/relay/get": "report",
         "/credit/relay/pdf/get": "pdf",
@@ -78,6 +78,8 @@ def test_the_bounds_are_those_of_the_records():
         ("/asset_report/get", "days_to_include"): days,
         ("/asset_report/pdf/get", "days_to_include"): days,
         ("/item/remove", "reason_note"): ("text", None, 512, "has more than 512 characters"),
+        ("/beta/webhook_events/list", "cursor"): ("text", None, 512, "has more than 512 characters"),
+        ("/beta/webhook_events/list", "count"): ("number", 1, 100, "must be a whole number from 1 to 100"),
     }
     models.AssetReportCreateRequest(["token"] * 99, 731)
     models.ItemRemoveRequest("token", reason_note="x" * 512)

@@ -45,6 +45,7 @@ EXCLUDED_OPERATIONS = dict.fromkeys(
 NOT_IN_DOCUMENT = {
     "/item/remove": "not in the part of Plaid's document about reports",
     "/sandbox/item/fire_webhook": "not in the part of Plaid's document about reports",
+    "/beta/webhook_events/list": "not in the part of Plaid's document about reports",
 }
 
 

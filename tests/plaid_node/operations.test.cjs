@@ -72,6 +72,7 @@ for (const place of ["headers", "body"]) {
       assert.match(data.access_token, /^access-sandbox-/);
       assert.ok(data.item_id);
       state.access_token = data.access_token;
+      state.item_id = data.item_id;
     });
 
     await t.test("sandboxItemFireWebhook", async () => {
@@ -95,6 +96,17 @@ for (const place of ["headers", "body"]) {
         ["verify"],
       );
       assert.equal(key.type, "public");
+    });
+
+    await t.test("betaWebhookEventsList", async () => {
+      const filters = { item_ids: [state.item_id], delivery_statuses: ["PENDING", "DELIVERED", "FAILED"] };
+      const { data } = await owner.betaWebhookEventsList({ count: 100, ...filters, ...lenderFields });
+      const [event] = data.webhook_events;
+      assert.deepEqual([event.webhook_type, event.payload.webhook_code], ["ASSETS", "PRODUCT_READY"]);
+      assert.equal(event.destination_url, "https://lender.example/plaid");
+      assert.equal(data.has_more, false);
+      const next = await owner.betaWebhookEventsList({ cursor: data.next_cursor, ...filters, ...lenderFields });
+      assert.deepEqual(next.data.webhook_events, []);
     });
 
     await t.test("assetReportCreate", async () => {

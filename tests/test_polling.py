@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import wait_until_async
 from support import OWNER, PARTNER, QUICK
+from virtual_clock import run_virtually
 
 from plaid_relay_async import (
     AssetReportError,
+    ClientClosedError,
     ConnectionLostError,
     InvalidRequestError,
     NotSentError,
+    PlaidRelayError,
     PlaidServerError,
     RateLimitError,
     RelayClient,
     ReportNotReadyError,
+    RequestValidationError,
     RetryPolicy,
     Timeouts,
 )
 from plaid_relay_async.client.polling import poll, poll_intervals
 from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.webhooks import IncomingWebhook, MemoryInbox
 
 GET = "/asset_report/get"
 FAILED = {"error_type": "ASSET_REPORT_ERROR", "error_code": "ASSET_REPORT_GENERATION_FAILED"}
@@ -37,7 +46,7 @@ class Time:
     def clock(self) -> float:
         return self.now
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, until: asyncio.Future | None = None) -> None:
         self.now += seconds
 
 
@@ -186,3 +195,216 @@ async def test_without_a_timeout_polling_has_no_end(plaid):
     async with RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(total=None)) as client:
         response = await client.asset_report.wait_until_ready(plaid.add_report())
     assert response.request_id == plaid.requests[-1].request_id
+
+
+# ---------------------------------------------------------------------------------------- with an inbox
+
+UNREADY = Fault(path=GET, status=400, body={**FAILED, "error_code": "PRODUCT_NOT_READY"})
+
+
+class Polls:
+    """A rate limiter that delays nothing, and has the times at which polls start."""
+
+    def __init__(self):
+        self.times = []
+
+    async def acquire(self, endpoint):
+        self.times.append(round(asyncio.get_running_loop().time(), 1))
+
+
+class BrokenInbox(MemoryInbox):
+    async def wait_for_report(self, asset_report_id):
+        await asyncio.sleep(12)
+        raise OSError("canary: the database is down")
+
+
+def announcement(report_id, code="PRODUCT_READY"):
+    """Return the webhook that a report is ready, or has failed."""
+    payload = {"webhook_type": "ASSETS", "webhook_code": code, "asset_report_id": report_id}
+    return IncomingWebhook(json.dumps(payload).encode(), sent_at=0.0)
+
+
+def polled_with(inbox, *, fault=UNREADY, ends_at=None, webhook_at=None, then=()):
+    """Return the times of the polls of a report, and the result or error, on the virtual clock.
+
+    Args:
+        inbox: the inbox.
+        fault: the response to polls.
+        ends_at: when the report can be read.
+        webhook_at: when the inbox gets the report's webhook.
+        then: faults that follow at that time.
+    """
+
+    async def main():
+        loop, polls = asyncio.get_running_loop(), Polls()
+
+        def end_fault():
+            plaid.clear_faults()
+            plaid.fail(*then)
+
+        def send_webhook():
+            sending.append(asyncio.ensure_future(inbox.add(announcement(report.asset_report_id))))
+
+        sending = []
+        async with (
+            Simulator(clock=loop.time) as plaid,
+            RelayClient(OWNER, base_url=plaid.url, rate_limiter=polls) as client,
+        ):
+            token = plaid.add_report()
+            report = (await client.asset_report.get(token)).report
+            polls.times.clear()
+            plaid.fail(fault)
+            for moment, action in ((ends_at, end_fault), (webhook_at, send_webhook)):
+                if moment is not None:
+                    loop.call_later(moment, action)
+            try:
+                result = await client.asset_report.wait_until_ready(
+                    token, inbox=inbox, asset_report_id=report.asset_report_id, timeout=100
+                )
+            except PlaidRelayError as error:
+                return polls.times, error
+            return polls.times, result.report == report
+
+    return run_virtually(main())
+
+
+def test_a_webhook_ends_a_pause():
+    """With an inbox, the report is polled for as soon as its webhook arrives, and less often until then."""
+    times, is_read = polled_with(MemoryInbox(), ends_at=57, webhook_at=57.3)
+    assert (times, is_read) == ([0, 1, 3, 6, 10, 40, 57.3], True)
+
+
+def test_a_lost_webhook_delays_a_report_by_at_most_thirty_seconds():
+    """If no webhook arrives, the report is polled for every 30 seconds and, before the timeout, every 5."""
+    times, is_read = polled_with(MemoryInbox(), ends_at=41)
+    assert (times, is_read) == ([0, 1, 3, 6, 10, 40, 70], True)
+    times, error = polled_with(MemoryInbox())
+    assert times == [0, 1, 3, 6, 10, 40, 70, 75, 80, 85, 90, 95]
+    assert isinstance(error, ReportNotReadyError)
+
+
+def test_a_report_that_is_not_ready_when_its_webhook_arrives():
+    """If the report can't be read yet when its webhook arrives, polling continues every 5 seconds."""
+    times, is_read = polled_with(MemoryInbox(), ends_at=33, webhook_at=20)
+    assert (times, is_read) == ([0, 1, 3, 6, 10, 20, 25, 30, 35], True)
+
+
+def test_a_webhook_that_a_report_has_failed():
+    """The webhook that a report has failed ends the wait with the error that Plaid returns for the report."""
+    failed = Fault(path=GET, status=400, body=FAILED)
+    times, error = polled_with(MemoryInbox(), ends_at=20, webhook_at=20, then=[failed])
+    assert times == [0, 1, 3, 6, 10, 20]
+    assert isinstance(error, AssetReportError)
+
+
+def test_an_inbox_that_fails(caplog):
+    """If the inbox raises an exception, the report is only polled for; one warning names the exception's class."""
+    times, is_read = polled_with(BrokenInbox(), ends_at=20)
+    assert (times, is_read) == ([0, 1, 3, 6, 10, 12, 17, 22], True)
+    [text] = [record.getMessage() for record in caplog.records]
+    assert text == "the inbox of webhooks raised OSError, so a report is only polled for"
+
+
+def test_a_webhook_shortens_no_delay_of_the_server():
+    """Retry-After is waited in full, also if the webhook arrives meanwhile."""
+    limited = Fault(path=GET, status=429, headers={"Retry-After": "20"}, times=1)
+    assert polled_with(MemoryInbox(), fault=limited, webhook_at=5) == ([0, 20], True)
+
+
+@given(st.floats(0, 100), st.integers(0, 30), st.sampled_from([0.0, 0.3]))
+async def test_never_more_than_fifteen_a_minute_with_an_inbox(webhook_at, unready, latency):
+    """Whenever the webhook arrives, no more requests a minute are sent than Plaid allows for one report."""
+    time, times, webhook = Time(), [], asyncio.get_running_loop().create_future()
+
+    async def pass_time(seconds, until=None):
+        time.now = min(time.now + seconds, max(time.now, 1000 + webhook_at) if until else math.inf)
+        if time.now >= 1000 + webhook_at and not webhook.done():
+            webhook.set_result(None)
+
+    async def send_request(remaining):
+        times.append(time.now)
+        await pass_time(latency)
+        if len(times) <= unready:
+            raise NOT_READY
+        return "report"
+
+    options = {"max_failures": 4, "max_pause": 300.0, "clock": time.clock, "sleep": pass_time}
+    assert await poll(send_request, seconds=math.inf, webhook=webhook, **options) == "report"
+    for start in times:
+        assert sum(start <= moment < start + 60 for moment in times) <= 15
+
+
+async def started_wait(plaid, client, inbox):
+    """Return a task that waits for a report after its first poll, and the ID of the report."""
+    token = plaid.add_report()
+    report_id = (await client.asset_report.get(token)).report.asset_report_id
+    plaid.fail(Fault(path=GET, status=429, headers={"Retry-After": "60"}))
+    waiting = asyncio.ensure_future(
+        client.asset_report.wait_until_ready(token, inbox=inbox, asset_report_id=report_id, timeout=600)
+    )
+    await wait_until_async(lambda: plaid.counts[GET] == 2)
+    return waiting
+
+
+class TrackedInbox(MemoryInbox):
+    """An inbox that knows how many calls wait for a report."""
+
+    waiting = 0
+
+    async def wait_for_report(self, asset_report_id):
+        self.waiting += 1
+        try:
+            await super().wait_for_report(asset_report_id)
+        finally:
+            await asyncio.sleep(0)
+            self.waiting -= 1
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(plaid, client):
+    """If the wait is cancelled, so is that for the webhook, before the cancellation is raised."""
+    inbox = TrackedInbox()
+    waiting = await started_wait(plaid, client, inbox)
+    assert inbox.waiting == 1
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert inbox.waiting == 0
+
+
+async def test_a_closed_client_ends_a_wait_with_an_inbox(plaid):
+    """Closing the client ends the wait, although neither the report nor its webhook has arrived."""
+    inbox = TrackedInbox()
+    async with RelayClient(OWNER, base_url=plaid.url) as client:
+        waiting = await started_wait(plaid, client, inbox)
+    with pytest.raises(ClientClosedError):
+        await waiting
+    assert inbox.waiting == 0
+
+
+async def test_a_partner_waits_for_a_webhook(plaid, client):
+    """A partner waits for the webhook of the report that it has refreshed, with the ID that was returned."""
+    inbox = MemoryInbox()
+    created = await client.relay.create([plaid.add_report()], PARTNER.client_id)
+    async with RelayClient(PARTNER, base_url=plaid.url) as partner:
+        fresh = await partner.relay.refresh(created.relay_token)
+        await inbox.add(announcement(fresh.asset_report_id))
+        shared = await partner.relay.wait_until_ready(
+            fresh.relay_token, inbox=inbox, asset_report_id=fresh.asset_report_id
+        )
+    assert shared.report.asset_report_id == fresh.asset_report_id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"inbox": MemoryInbox()}, "asset_report_id is required with inbox"),
+        ({"asset_report_id": "1"}, "inbox is required with asset_report_id"),
+        ({"inbox": MemoryInbox(), "asset_report_id": ""}, "asset_report_id is empty"),
+        ({"inbox": MemoryInbox(), "asset_report_id": 1}, "asset_report_id must be a string"),
+    ],
+)
+async def test_an_inbox_requires_the_id_of_the_report(client, arguments, problem):
+    """An inbox without the ID of the report, and an ID without an inbox, are errors of the call itself."""
+    for wait_until_ready in (client.asset_report.wait_until_ready, client.relay.wait_until_ready):
+        with pytest.raises(RequestValidationError, match=problem):
+            wait_until_ready("token", **arguments)

@@ -171,7 +171,10 @@ class RelayClient:
         self.webhook_verification_key = WebhookVerificationKeys(transport)
         self.webhook_events = WebhookEvents(transport)
         self.webhooks = Webhooks(
-            self.webhook_verification_key, self.webhook_events, Environment.from_url(self._base_url)
+            self.webhook_verification_key,
+            self.webhook_events,
+            self.asset_report,
+            Environment.from_url(self._base_url),
         )
 
     async def open(self) -> None:

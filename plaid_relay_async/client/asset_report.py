@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from plaid_relay_async import codec
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
-from plaid_relay_async.client.polling import poll_until_ready
+from plaid_relay_async.client.polling import poll_until_ready, wait_for_webhook
 from plaid_relay_async.models import (
     AssetReportCreateOptions,
     AssetReportCreateRequest,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.models import AssetReportGetResponse, AssetReportUser, PdfFile, PdfResponse
+    from plaid_relay_async.webhooks import Inbox
 
 
 class AssetReports(OperationGroup):
@@ -142,13 +143,17 @@ class AssetReports(OperationGroup):
         include_insights: bool = False,
         fast_report: bool = False,
         days_to_include: int | None = None,
+        inbox: Inbox | None = None,
+        asset_report_id: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Wait until a report is generated, and read it; called by the lender.
 
         It polls immediately, after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of
-        15 requests a minute for one report. See `get` for Plaid's page and the name in plaid-python.
+        15 requests a minute for one report. With `inbox=`, it polls once the inbox has the webhook that the
+        report is ready or has failed. Until then it polls less often: after 10 seconds, every 30 seconds. See
+        `get` for Plaid's page and the name in plaid-python.
 
         Args:
             asset_report_token: the report's token from `create`.
@@ -156,11 +161,15 @@ class AssetReports(OperationGroup):
             fast_report: whether to read the fast version of a report created with `AddOn.FAST_ASSETS`, which
                 has balances and owners.
             days_to_include: the number of most recent days to include, 0 to 731.
+            inbox: the inbox that receives the report's webhooks; it requires `asset_report_id`.
+            asset_report_id: the ID that was returned together with the token, because a webhook has the ID of
+                its report, and no token.
             timeout: seconds for all requests; the default is the client's `Timeouts.total`.
             retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
                 the client's.
 
         Raises:
+            RequestValidationError: an argument is invalid, or `inbox` or `asset_report_id` is missing.
             ReportNotReadyError: the report is still being generated, and no time is left to poll again.
             AssetReportError: the report couldn't be generated; see `causes`.
             ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
@@ -173,7 +182,12 @@ class AssetReports(OperationGroup):
             options=_days_option(days_to_include),
         )
         return poll_until_ready(
-            self._transport, codec.ASSET_REPORT_GET, request, timeout=timeout, retry=retry
+            self._transport,
+            codec.ASSET_REPORT_GET,
+            request,
+            timeout=timeout,
+            retry=retry,
+            webhook=wait_for_webhook(inbox, asset_report_id),
         )
 
     @strip_traceback

@@ -10,7 +10,7 @@ from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
-from plaid_relay_async.client.polling import poll_until_ready
+from plaid_relay_async.client.polling import poll_until_ready, wait_for_webhook
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.models import (
     RelayCreateRequest,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.models import AssetReportGetResponse, PdfFile, PdfResponse
     from plaid_relay_async.outcomes import Outcome, Refreshed, Removed
     from plaid_relay_async.transport import Transport
+    from plaid_relay_async.webhooks import Inbox
 
 
 class Relay(OperationGroup):
@@ -378,29 +379,44 @@ class Relay(OperationGroup):
         relay_token: str,
         *,
         include_insights: bool = False,
+        inbox: Inbox | None = None,
+        asset_report_id: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Wait until a shared report is generated, and read it; called by the partner.
 
         It polls immediately, after 1, 3, 6 and 10 seconds, and then every 5 seconds, within Plaid's limit of
-        15 requests a minute for one report. See `get` for Plaid's page and the name in plaid-python.
+        15 requests a minute for one report. With `inbox=`, it polls once the inbox has the webhook that the
+        report is ready or has failed. Until then it polls less often: after 10 seconds, every 30 seconds. See
+        `get` for Plaid's page and the name in plaid-python.
 
         Args:
             relay_token: the relay token from the lender.
             include_insights: whether the report has categories, merchants and Plaid's insights.
+            inbox: the inbox that receives the report's webhooks; it requires `asset_report_id`.
+            asset_report_id: the ID of the report, such as the one that `refresh` returned, because a webhook
+                has the ID of its report, and no token.
             timeout: seconds for all requests; the default is the client's `Timeouts.total`.
             retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
                 the client's.
 
         Raises:
+            RequestValidationError: an argument is invalid, or `inbox` or `asset_report_id` is missing.
             ReportNotReadyError: the report is still being generated, and no time is left to poll again.
             AssetReportError: the report couldn't be generated.
             ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
             PlaidRelayError: the call failed; see the class of the error.
         """
         request = RelayGetRequest(relay_token, include_insights=include_insights)
-        return poll_until_ready(self._transport, codec.RELAY_GET, request, timeout=timeout, retry=retry)
+        return poll_until_ready(
+            self._transport,
+            codec.RELAY_GET,
+            request,
+            timeout=timeout,
+            retry=retry,
+            webhook=wait_for_webhook(inbox, asset_report_id),
+        )
 
     @strip_traceback
     def get_pdf(

@@ -5,18 +5,30 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from plaid_relay_async.models.fields import check_identifier
 from plaid_relay_async.redaction import Hidden, strip_traceback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from typing import TypeAlias
 
+    from plaid_relay_async.client.asset_report import AssetReports
     from plaid_relay_async.client.operations import Call
     from plaid_relay_async.client.webhook_events import WebhookEvents
     from plaid_relay_async.client.webhook_verification_key import WebhookVerificationKeys
     from plaid_relay_async.config import Environment, RetryPolicy
-    from plaid_relay_async.models import JWKPublicKey, WebhookEventsListResponse
-    from plaid_relay_async.webhooks import Inbox, Recovery, VerifiedWebhook, WebhookEvent
+    from plaid_relay_async.models import (
+        AssetReportGetResponse,
+        JWKPublicKey,
+        WebhookEventsListResponse,
+    )
+    from plaid_relay_async.webhooks import (
+        AssetsProductReadyWebhook,
+        Inbox,
+        Recovery,
+        VerifiedWebhook,
+        WebhookEvent,
+    )
     from plaid_relay_async.webhooks.lookup import KeyCache
     from plaid_relay_async.webhooks.token import HeaderPairs
     from plaid_relay_async.webhooks.verification import VerificationSettings
@@ -35,11 +47,16 @@ class Webhooks:
     """
 
     def __init__(
-        self, keys: WebhookVerificationKeys, events: WebhookEvents, environment: Environment | None
+        self,
+        keys: WebhookVerificationKeys,
+        events: WebhookEvents,
+        reports: AssetReports,
+        environment: Environment | None,
     ) -> None:
         self._keys = keys
         self._events = events
         self._environment = environment
+        self._reports = reports
         self._cache: KeyCache | None = None
 
     @strip_traceback
@@ -67,7 +84,8 @@ class Webhooks:
             StaleWebhookError: it is authentic, and older than `tolerance`.
             WebhookKeyLookupError: its key couldn't be looked up.
             RawBodyRequiredError: the body isn't bytes.
-            ResponseDecodeError: the webhook is authentic, and differs from Plaid's specification.
+            InvalidHeadersError: the headers are neither a mapping of strings nor pairs of strings or bytes.
+            WebhookDecodeError: the webhook is authentic, and differs from Plaid's specification.
             ConfigurationError: `tolerance` or `skew` is invalid.
             ModuleNotFoundError: the extra `webhooks` isn't installed.
         """
@@ -91,7 +109,7 @@ class Webhooks:
             skew: as of `unwrap`.
 
         Raises:
-            PlaidRelayError: as of `unwrap`, except for `ResponseDecodeError`.
+            PlaidRelayError: as of `unwrap`, except for `WebhookDecodeError`.
         """
         return self._verify(*_check_arguments(body, headers, self._environment, tolerance, skew))
 
@@ -137,6 +155,52 @@ class Webhooks:
             return sent.pages()
 
         return recover_webhooks(list_pages, inbox, url_prefix)
+
+    @strip_traceback
+    def fetch_report(
+        self,
+        event: AssetsProductReadyWebhook,
+        asset_report_token: str,
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Call[AssetReportGetResponse]:
+        """Read the report that an event says is ready: the fast version, if the event is about that one.
+
+        It waits as `client.asset_report.wait_until_ready` does, because Plaid doesn't say whether a report
+        can always be read at the moment at which its webhook arrives.
+
+        Args:
+            event: the event.
+            asset_report_token: the token that was returned together with the event's `asset_report_id`.
+            timeout: seconds for all requests; the default is the client's `Timeouts.total`.
+            retry: the retry policy; the default is the client's.
+
+        Raises:
+            ReportMismatchError: the token is that of another report.
+            PlaidRelayError: as of `wait_until_ready`.
+        """
+        check_identifier("asset_report_token", asset_report_token)
+        return self._fetch_report(event, Hidden(asset_report_token), timeout, retry)
+
+    async def _fetch_report(
+        self,
+        event: AssetsProductReadyWebhook,
+        token: Hidden[str],
+        timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
+        retry: RetryPolicy | None,
+    ) -> AssetReportGetResponse:
+        from plaid_relay_async.models import AssetReportType
+        from plaid_relay_async.webhooks import ReportMismatchError
+
+        fast = event.report_type == AssetReportType.FAST
+        response = await self._reports.wait_until_ready(
+            token.reveal(), fast_report=fast, timeout=timeout, retry=retry
+        )
+        report_id = response.report.asset_report_id
+        if report_id != event.asset_report_id:
+            raise ReportMismatchError("the token is that of another report", asset_report_id=report_id)
+        return response
 
     async def _unwrap(
         self, body: Hidden[bytes], headers: Hidden[Headers], settings: VerificationSettings

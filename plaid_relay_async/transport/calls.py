@@ -213,14 +213,17 @@ class Transport:
         """End the waits of all calls, because the client is closed."""
         self._admission.end_waits()
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait for a number of seconds between two calls.
+    async def sleep(self, seconds: float, until: asyncio.Future[Any] | None = None) -> None:
+        """Wait for a number of seconds between two calls, or until a future is done.
 
         Raises:
             ClientClosedError: the client was closed.
         """
         async with self._admission.while_open():
-            await asyncio.sleep(seconds)
+            if until is None:
+                await asyncio.sleep(seconds)
+            else:
+                await asyncio.wait([until], timeout=seconds)
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""

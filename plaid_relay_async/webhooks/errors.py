@@ -5,9 +5,12 @@
     PlaidRelayError
     └── WebhookError
         ├── RawBodyRequiredError     the caller passed a parsed body: pass the bytes (also a TypeError)
+        ├── InvalidHeadersError      the caller passed something else than headers (also a TypeError)
         ├── WebhookRefusedError      the webhook isn't authentic: see its `reason`
         ├── StaleWebhookError        the webhook is authentic, and older than the tolerance
         ├── WebhookKeyLookupError    the key couldn't be looked up, so nothing is known: try again
+        ├── WebhookDecodeError       the event can't be read: report it (also a ResponseDecodeError)
+        ├── ReportMismatchError      the token is that of another report: pass the right one
         └── WebhookNotStoredError    a receiver hasn't stored the webhook for another reason: see its `reason`
 
 No text contains a part of the body, of the token or of its headers: an attacker chose them, or they are
@@ -19,7 +22,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Self
 
-from plaid_relay_async.errors import PlaidRelayError
+from plaid_relay_async.errors import PlaidRelayError, ResponseDecodeError
 
 if TYPE_CHECKING:
     from plaid_relay_async.webhooks.verified import VerifiedWebhook
@@ -142,6 +145,15 @@ class RawBodyRequiredError(WebhookError, TypeError):
     )
 
 
+class InvalidHeadersError(WebhookError, TypeError):
+    """The headers aren't a mapping of strings, or pairs of strings or bytes."""
+
+    advice = (
+        "Pass the headers of the request: `request.headers` in aiohttp, Starlette, FastAPI and Django, "
+        '`scope["headers"]` in ASGI. A header that occurs several times is several pairs, and not a list.'
+    )
+
+
 class WebhookRefusedError(WebhookError):
     """The webhook isn't authentic, or this can't be verified. Don't process it.
 
@@ -198,6 +210,33 @@ class WebhookKeyLookupError(WebhookError):
     reason = "key_lookup_failed"
     response_status = 503
     advice = "Respond with status 503, so that Plaid sends it again, and don't process it."
+
+
+class WebhookDecodeError(WebhookError, ResponseDecodeError):
+    """The body of a webhook isn't a JSON object, or not that of the webhook's type and code.
+
+    Attributes:
+        path: the place of the first problem in the JSON, such as `$.asset_report_id`.
+        body: the body, hidden.
+    """
+
+    sent = False  # no request was
+    advice = (
+        "Report the JSON path, but not the body, to this package's project. The body is in `body`: store it, "
+        "or respond with an error status so that Plaid sends it again."
+    )
+
+
+class ReportMismatchError(WebhookError):
+    """The token that was passed to `fetch_report` is that of another report than the event's.
+
+    Attributes:
+        asset_report_id: the ID of the token's report.
+    """
+
+    sent = True
+    asset_report_id: str = ""
+    advice = "Pass the token that was returned together with the event's `asset_report_id`."
 
 
 class WebhookNotStoredError(WebhookError):

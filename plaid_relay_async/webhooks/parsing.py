@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from plaid_relay_async import codec, models
-from plaid_relay_async.errors import ResponseDecodeError
+from plaid_relay_async import models
+from plaid_relay_async.codec.records import DECODE_ERRORS, decode_record, describe_decode_error
 from plaid_relay_async.redaction import Hidden, strip_traceback
+from plaid_relay_async.webhooks.errors import WebhookDecodeError
 from plaid_relay_async.webhooks.verification import check_body
-
-_ADVICE = (
-    "Report the JSON path, but not the body, to this package's project. The body is in `body`: store it, or "
-    "respond with an error status so that Plaid sends it again."
-)
 
 
 @strip_traceback
@@ -26,19 +22,19 @@ def parse(body: bytes) -> models.WebhookEvent:
         The record of the webhook's type and code, or an `UnknownWebhook`.
 
     Raises:
-        ResponseDecodeError: the body isn't a JSON object, or not that of the webhook's type and code; `path`
+        WebhookDecodeError: the body isn't a JSON object, or not that of the webhook's type and code; `path`
             is the place, and `body` has the body.
         RawBodyRequiredError: the body isn't bytes.
     """
     check_body(body)
     try:
-        event = codec.from_json(body, models.UnknownWebhook)
+        event = decode_record(body, models.UnknownWebhook)
         kind = (event.webhook_type or "", event.webhook_code or "")
         record = models.WEBHOOK_RECORDS.get(kind)
-        return event if record is None else codec.from_json(body, record)
-    except ResponseDecodeError as error:
-        error.body, error.advice = Hidden(body), _ADVICE
-        raise
+        return event if record is None else decode_record(body, record)
+    except DECODE_ERRORS as error:
+        problem, path = describe_decode_error(error, "it")
+    raise WebhookDecodeError(f"the webhook can't be read: {problem} at {path}", path=path, body=Hidden(body))
 
 
 @frozen
@@ -59,9 +55,9 @@ def parse_leniently(body: bytes) -> ParsedWebhook:
     """Return the event of a verified webhook, whatever it is."""
     try:
         return ParsedWebhook(parse(body), documented=True)
-    except ResponseDecodeError:
+    except WebhookDecodeError:
         pass
     try:
-        return ParsedWebhook(codec.from_json(body, models.UnknownWebhook), documented=False)
-    except ResponseDecodeError:
+        return ParsedWebhook(decode_record(body, models.UnknownWebhook), documented=False)
+    except DECODE_ERRORS:
         return ParsedWebhook(models.UnknownWebhook(), documented=False)

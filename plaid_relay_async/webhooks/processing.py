@@ -17,8 +17,9 @@ from attrs import Attribute, field, frozen
 
 from plaid_relay_async.cancellation import wait_until_done
 from plaid_relay_async.config import check_count, check_seconds
-from plaid_relay_async.errors import PlaidRelayError, ResponseDecodeError
+from plaid_relay_async.errors import PlaidRelayError
 from plaid_relay_async.redaction import Hidden
+from plaid_relay_async.webhooks.errors import WebhookDecodeError
 from plaid_relay_async.webhooks.parsing import parse_leniently
 from plaid_relay_async.webhooks.router import Delivery
 
@@ -225,7 +226,7 @@ class WebhookProcessor:
             await handler(_to_delivery(webhook, parsed.reveal().event, pair))
         elif not parsed.reveal().documented:
             _log.error("webhook %s is a dead letter: it isn't as documented, and has no handler", webhook.id)
-            return partial(self._inbox.bury, lease, error=ResponseDecodeError.__name__)
+            return partial(self._inbox.bury, lease, error=WebhookDecodeError.__name__)
         else:
             _log.info("webhook %s has no handler", webhook.id)
         return partial(self._inbox.complete, lease)

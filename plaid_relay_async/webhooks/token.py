@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from plaid_relay_async.codec.unique_members import unique_members
 from plaid_relay_async.redaction import strip_traceback
-from plaid_relay_async.webhooks.errors import RefusalReason, WebhookRefusedError
+from plaid_relay_async.webhooks.errors import InvalidHeadersError, RefusalReason, WebhookRefusedError
 
 HeaderPairs: TypeAlias = Iterable[tuple[str | bytes, str | bytes]]
 """Headers as pairs of a name and a value, as ASGI has them."""
@@ -60,6 +60,7 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
     Raises:
         WebhookRefusedError: there is no such header, or more than one; or it isn't a token that Plaid may
             have sent.
+        InvalidHeadersError: the headers are neither a mapping of strings nor pairs of strings or bytes.
     """
     token = _find_header(headers)
     if len(token) > _MAX_TOKEN_LENGTH:
@@ -77,11 +78,21 @@ def read_token(headers: Mapping[str, str] | HeaderPairs) -> SignedToken:
 
 
 def header_pairs(headers: Mapping[str, str] | HeaderPairs) -> list[tuple[str, str]]:
-    """Return the headers as pairs of a name in lower case and a value."""
+    """Return the headers as pairs of a name in lower case and a value.
+
+    Raises:
+        InvalidHeadersError: they are neither a mapping of strings nor pairs of strings or bytes.
+    """
     # Not every multi-valued mapping is a `Mapping`; each has `items`, which repeats a name for each value.
     items = getattr(headers, "items", None)
-    pairs: Any = headers if items is None else items()
-    return [(_to_text(name).lower(), _to_text(value)) for name, value in pairs]
+    try:
+        pairs: Any = headers if items is None else items()
+        return [(_to_text(name).lower(), _to_text(value)) for name, value in pairs]
+    except (TypeError, ValueError):
+        pass
+    # Raised outside the handler, because the text of the original error may quote a header.
+    kind = type(headers).__name__
+    raise InvalidHeadersError(f"headers must be a mapping or pairs, of strings or bytes; this {kind} isn't")
 
 
 def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
@@ -94,8 +105,12 @@ def _find_header(headers: Mapping[str, str] | HeaderPairs) -> str:
     raise WebhookRefusedError.of(RefusalReason.SEVERAL_HEADERS)
 
 
-def _to_text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+def _to_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
 
 
 def _decode_segment(segment: str) -> bytes:

@@ -42,12 +42,16 @@ _HASH_FORMAT: Final = re.compile("[0-9a-f]{64}")
 _MAX_TIME: Final = 253_402_300_799  # the end of the year 9999
 
 
-def _check_seconds(_: object, attribute: Attribute[float], value: object) -> None:
+def _check_seconds(name: str, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # Not NaN either: a comparison with it is always false, so no webhook would be stale.
     if not is_number or not 0 <= cast("float", value) < math.inf:
         problem = "must be a finite number of seconds, 0 or more"
-        raise ConfigurationError(f"{attribute.name} {problem}", field=attribute.name, problem=problem)
+        raise ConfigurationError(f"{name} {problem}", field=name, problem=problem)
+
+
+def _check_setting(_: object, attribute: Attribute[float], value: object) -> None:
+    _check_seconds(attribute.name, value)
 
 
 @frozen
@@ -61,8 +65,8 @@ class VerificationSettings:
     """
 
     environment: str | None = None
-    tolerance: float = field(default=TOLERANCE, validator=_check_seconds)
-    skew: float = field(default=SKEW, validator=_check_seconds)
+    tolerance: float = field(default=TOLERANCE, validator=_check_setting)
+    skew: float = field(default=SKEW, validator=_check_setting)
 
 
 @strip_traceback
@@ -86,7 +90,7 @@ def verify(
             pairs of a name and a value.
         keys: the keys to choose from, by the ID in the token.
         environment: the environment that the body may name, `"sandbox"` or `"production"`; `None` permits
-            any. A body that names none is accepted, as in an example of Plaid's.
+            any. A body that names none, or null, is accepted, because an example of Plaid's names none.
         tolerance: the age in seconds from which a webhook is stale.
         skew: how many seconds in the future it may have been issued, if this machine's clock is slow.
         now: the Unix time; the default is this machine's.
@@ -95,15 +99,18 @@ def verify(
         WebhookRefusedError: the webhook isn't authentic; `reason` says why.
         StaleWebhookError: it is authentic, and older than `tolerance`.
         RawBodyRequiredError: the body isn't bytes.
-        ConfigurationError: `tolerance` or `skew` is invalid.
+        InvalidHeadersError: the headers are neither a mapping of strings nor pairs of strings or bytes.
+        ConfigurationError: `tolerance`, `skew` or `now` is invalid.
     """
     check_body(body)
     settings = VerificationSettings(environment, tolerance, skew)
+    now = time.time() if now is None else now
+    _check_seconds("now", now)
     token = read_token(headers)
     key = next((key for key in keys if key.key_id == token.key_id), None)
     if key is None:
         raise WebhookRefusedError.of(RefusalReason.UNKNOWN_KEY)
-    return verify_token(body, token, key, settings, time.time() if now is None else now)
+    return verify_token(body, token, key, settings, now)
 
 
 def check_body(body: object) -> None:
@@ -162,4 +169,4 @@ def _is_of_environment(body: bytes, environment: str | None) -> bool:
         payload = json.loads(body)
     except (ValueError, RecursionError):
         payload = None  # it names no environment, and can't be parsed as an event
-    return not isinstance(payload, dict) or payload.get("environment", environment) == environment
+    return not isinstance(payload, dict) or payload.get("environment") in (None, environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -25,6 +26,7 @@ from plaid_relay_async.webhooks import (
     UnknownWebhook,
     UserAccountRevokedWebhook,
     UserPermissionRevokedWebhook,
+    WebhookDecodeError,
     WebhookUpdateAcknowledgedWebhook,
     parse,
 )
@@ -132,6 +134,8 @@ def test_an_unknown_webhook_keeps_its_fields():
         (b"", "$"),
         (b"[]", "$"),
         (b"\xff", "$"),
+        (b"[" * 100_000, "$"),
+        (b'{"environment": NaN}', "$"),
         (b'{"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY"}', "$.asset_report_id"),
         (
             b'{"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "asset_report_id": 7}',
@@ -142,9 +146,12 @@ def test_an_unknown_webhook_keeps_its_fields():
 )
 def test_a_webhook_of_another_form_is_an_error(body, path):
     """A webhook that isn't what Plaid's document says is an error with its path, and with the body."""
-    with pytest.raises(ResponseDecodeError, match="store it") as caught:
+    with pytest.raises(WebhookDecodeError) as caught:
         parse(body)
-    assert caught.value.path == path
+    text = rf"the webhook can't be read: [^.]+ at {re.escape(path)}\. Report the JSON path.*: store it, or .*"
+    assert re.fullmatch(text, str(caught.value))
+    assert isinstance(caught.value, ResponseDecodeError)
+    assert (caught.value.path, caught.value.response_status, caught.value.sent) == (path, 500, False)
     assert caught.value.body.reveal() == body
     assert_error_is_clean(caught.value)
 

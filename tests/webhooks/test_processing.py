@@ -209,7 +209,7 @@ async def test_an_undocumented_webhook_without_a_handler(inbox, router, new_rece
         await put(inbox, body)
         await wait_for_states(inbox, WebhookState.DEAD)
     (webhook,) = await stored(inbox)
-    assert (webhook.attempts, webhook.error) == (1, "ResponseDecodeError")
+    assert (webhook.attempts, webhook.error) == (1, "WebhookDecodeError")
     assert "it isn't as documented, and has no handler" in caplog.text
 
 

@@ -37,6 +37,7 @@ from webhook_signing import (
 
 from plaid_relay_async import ConfigurationError, PlaidRelayError
 from plaid_relay_async.webhooks import (
+    InvalidHeadersError,
     RawBodyRequiredError,
     RefusalReason,
     StaleWebhookError,
@@ -109,6 +110,30 @@ def test_a_webhook_of_plaid_is_accepted():
 def test_headers_of_each_framework_are_accepted(make):
     """The headers may be a mapping, a multi-valued mapping, or pairs of text or bytes."""
     assert check(headers=make(headers_of(token_of()))).body == BODY
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Plaid-Verification": [token_of()]},
+        {"Plaid-Verification": None},
+        {"Plaid-Verification": token_of(), "Accept": ["*/*"]},
+        {7: "x"},
+        [(b"plaid-verification", bytearray(token_of().encode()))],
+        [["plaid-verification"]],
+        [("plaid-verification", token_of(), "x")],
+        token_of(),
+        None,
+    ],
+    ids=["lists", "none", "other", "name", "bytearray", "one", "three", "token", "no-headers"],
+)
+def test_other_headers_are_an_error(headers):
+    """Headers that aren't text are a mistake of the caller, and the error says how to get them."""
+    with pytest.raises(InvalidHeadersError, match=r"mapping or pairs.*`request.headers`") as caught:
+        verify(BODY, headers, keys=[KEY], now=NOW)
+    assert isinstance(caught.value, TypeError)
+    assert caught.value.response_status == 500
+    assert_error_is_clean(caught.value)
 
 
 def test_unknown_members_of_token_and_claims_are_accepted():
@@ -377,7 +402,7 @@ def test_a_tampered_token_is_refused(part):
     assert refusal(headers=headers_of(".".join(parts))) is RefusalReason.WRONG_SIGNATURE
 
 
-@pytest.mark.parametrize("named", [b'"production"', b'"Sandbox"', b"null", b'["sandbox"]'])
+@pytest.mark.parametrize("named", [b'"production"', b'"Sandbox"', b'""', b"0", b"false", b'["sandbox"]'])
 def test_another_environment_is_refused(named):
     """A body that names another environment is refused, if the environment is known."""
     body = BODY.replace(b'"sandbox"', named)
@@ -386,7 +411,11 @@ def test_another_environment_is_refused(named):
     assert check(body, headers, environment=None).body == body
 
 
-@pytest.mark.parametrize("body", [b'{"webhook_type": "ASSETS"}', b"[]", b"\xff", b"", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"webhook_type": "ASSETS"}', b'{"environment": null}', b"[]", b"\xff", b"", b"[" * 100_000],
+    ids=lambda body: body[:30].decode("latin-1"),
+)
 def test_a_body_without_an_environment_is_accepted(body):
     """A body that names no environment is authentic, whatever it is."""
     assert check(body, signed(claims=claims_for(body))).body == body
@@ -463,10 +492,19 @@ def test_a_body_that_was_parsed_is_an_error(body):
     assert_error_is_clean(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tolerance", "skew"])
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "300", True, None])
+INVALID_SECONDS = [-1, float("nan"), float("inf"), "300", True]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("tolerance", "skew", "now") for value in INVALID_SECONDS),
+        ("tolerance", None),
+        ("skew", None),
+    ],
+)
 def test_invalid_settings_are_rejected(name, value):
-    """A tolerance that would accept each webhook, or none, is an error that names it."""
+    """A tolerance or a time with which each webhook would be accepted, or none, is an error that names it."""
     with pytest.raises(ConfigurationError, match=f"{name} must be a finite number") as caught:
         check(**{name: value})
     assert caught.value.field == name

@@ -14,6 +14,7 @@ from plaid_relay_async.errors import (
     AuthenticationError,
     ConfigurationError,
     CursorExpiredError,
+    InboxError,
     InvalidRequestError,
     ItemError,
     NotSentError,
@@ -31,6 +32,8 @@ from plaid_relay_async.simulator import Fault
 from plaid_relay_async.transport import causes
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, PlaidRelayError)]
+# An inbox calls no operation of Plaid.
+REQUEST_ERRORS = [cls for cls in CLASSES if cls is not InboxError]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_each_exception_of_aiohttp_has_a_phrase():
     assert missing <= exempt.keys()
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", REQUEST_ERRORS, ids=lambda cls: cls.__name__)
 def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
     """The text of every error has the message, whether the request was sent, and a sentence of advice."""
     error = cls("what happened", sent=None, attempts=3)
@@ -101,6 +104,12 @@ def test_an_error_says_whether_it_was_sent_and_what_to_do(cls):
     assert str(error).endswith(".")
     assert error.advice in str(error)
     assert cls.__doc__
+
+
+def test_an_error_of_an_inbox_has_no_details_of_a_request():
+    """The text of an `InboxError` has the message and a sentence of advice: no request to Plaid failed."""
+    error = InboxError("the disk is full")
+    assert str(error) == f"the disk is full. {error.advice}"
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -219,7 +220,8 @@ class WebhookProcessor:
         assert webhook.body is not None  # noqa: S101  # that of a leased webhook isn't deleted
         pair = None
         if self._journal is not None and webhook.pair is not None:
-            pair = await self._journal.record_retrieval(webhook.pair)
+            retrieved_at = datetime.fromtimestamp(webhook.sent_at, UTC)
+            pair = await self._journal.record_retrieval(webhook.pair, retrieved_at=retrieved_at)
         parsed = Hidden(parse_leniently(webhook.body))
         handler = self._router.find_handler(parsed.reveal().event)
         if handler is not None:

@@ -14,6 +14,7 @@ from plaid_relay_async.models.webhooks import WEBHOOK_RECORDS, UnknownWebhook, W
 if TYPE_CHECKING:
     from datetime import datetime
 
+
 E = TypeVar("E", bound=WebhookEvent)
 E_co = TypeVar("E_co", bound=WebhookEvent, covariant=True)
 
@@ -61,7 +62,7 @@ class RetrievedPair(Protocol):
 class RetrievalJournal(Protocol):
     """What a receiver needs of a journal."""
 
-    async def record_retrieval(self, pair_id: str) -> RetrievedPair | None:
+    async def record_retrieval(self, pair_id: str, *, retrieved_at: datetime) -> RetrievedPair | None:
         """Record that the partner of a pair has retrieved the report; return `None` for an unknown pair."""
         ...
 

@@ -298,18 +298,19 @@ class Journal:
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
-        self.pairs = []
+        self.pairs, self.times = [], []
 
-    async def record_retrieval(self, pair_id):
+    async def record_retrieval(self, pair_id, *, retrieved_at):
         if self.failures:
             self.failures -= 1
             raise OSError("canary-journal")
         self.pairs.append(pair_id)
+        self.times.append(retrieved_at)
         return PairRecord(pair_id) if pair_id == PAIR else None
 
 
 async def test_a_retrieval_is_recorded_before_the_handler(inbox, router, new_receiver):
-    """The journal records the pair's retrieval, and the handler gets the pair."""
+    """The journal records the pair's retrieval, with the time of the webhook, and the handler gets the pair."""
     journal, pairs = Journal(), []
 
     @router.default
@@ -328,6 +329,8 @@ async def test_a_retrieval_is_recorded_before_the_handler(inbox, router, new_rec
         (None, [PAIR, "f" * 32]),
         (None, [PAIR, "f" * 32]),
     ]
+    sent_at = [each.sent_at async for each in inbox.webhooks() if each.pair]
+    assert [time.timestamp() for time in journal.times] == sent_at
 
 
 async def test_a_retrieval_is_recorded_without_a_handler(inbox, router, new_receiver):

@@ -25,7 +25,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"aiohttp\..*"),
-    ("py:class", "Redis"),
+    ("py:class", "Redis|datetime"),
     # Type variables.
     ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([EPQRSTU]|E_co|OutcomeT|ResultT)"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import pytest
 from aiohttp import web
 from attrs import evolve
 from canaries import assert_error_is_clean, assert_no_canary
+from cancel_points import CancelPoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_support import KEY
@@ -448,3 +450,36 @@ async def lose_and_recover(inbox):
     assert {json.loads(webhook.body)["asset_report_id"] for webhook in stored} == {
         f"report-{number}" for number in range(count)
     }
+
+
+class YieldingInbox(MemoryInbox):
+    """An inbox that waits before and after each change, as one in a database does."""
+
+    async def add(self, webhook):
+        await asyncio.sleep(0)
+        added = await super().add(webhook)
+        await asyncio.sleep(0)
+        return added
+
+    async def store_cursor(self, cursor):
+        await asyncio.sleep(0)
+        await super().store_cursor(cursor)
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+async def test_a_recovery_that_is_cancelled_at_any_point_can_be_repeated(plaid, client, late):
+    """Wherever a recovery was cancelled, the next one adds what is missing, and nothing twice."""
+    for number in range(5):
+        payload = {"webhook_type": "ASSETS", "webhook_code": "ERROR", "number": number}
+        plaid.world.webhooks.send(OWNER.client_id, "https://lender.example/relay", payload)
+    for number in itertools.count(1):
+        inbox, point = YieldingInbox(), CancelPoint(number, late)
+        task = point.start(client.webhooks.recover(inbox, count=2))
+        await asyncio.wait([task])
+        assert task.cancelled() or task.result()
+        await client.webhooks.recover(inbox, count=2)
+        assert sorted(await bodies_of(inbox)) == [0, 1, 2, 3, 4]
+        if not point.reached:
+            break
+    assert number > 15

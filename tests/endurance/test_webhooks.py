@@ -27,7 +27,6 @@ from plaid_relay_async.webhooks import WebhookState
 
 pytestmark = [pytest.mark.may_block, pytest.mark.timeout(3600), pytest.mark.slow]
 LOOKUP = "/webhook_verification_key/get"
-WAVES = 40
 WAVE_SECONDS = 240  # of the simulator's time: 40 waves take less than 3 hours
 LATER_SECONDS = 20 * 3600  # with the waves, less than the 24 hours of Plaid's retries
 FAULTS = (
@@ -122,10 +121,10 @@ class Chain:
                         self.forged[response.status] += 1
                 await asyncio.sleep(0.05)
 
-    async def run_waves(self, count, disturb):
+    async def run_waves(self, waves, count, disturb):
         """Send webhooks in waves, while the other parts fail."""
-        for wave in range(WAVES):
-            self.send(count * (wave + 1) // WAVES - count * wave // WAVES)
+        for wave in range(waves):
+            self.send(count)
             if wave % 5 == 2:
                 old = self.plaid.world.webhook_keys.current_id
                 self.plaid.rotate_webhook_key()
@@ -134,7 +133,7 @@ class Chain:
                 self.plaid.fail(Fault(path=LOOKUP, status=503, times=8))
             if wave % 10 == 7:
                 await disturb()
-            if wave == WAVES // 2:
+            if wave == waves // 2:
                 await self.recover()
             # In steps, so that the receiver is up for some of the attempts.
             for _ in range(8):
@@ -198,34 +197,36 @@ async def check_handlers(chain):
     assert set(done.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", ["aiohttp", "fastapi"])
-async def test_no_webhook_is_missing(size, kind, tmp_path, monkeypatch, request):
+@pytest.fixture(params=["aiohttp, SQLite", "FastAPI, PostgreSQL"])
+async def case(request, tmp_path):
+    """The kind of the service, the address of its inbox, and a function that makes the inbox fail for a while."""
+    if request.param == "aiohttp, SQLite":
+        return "aiohttp", str(tmp_path / "inbox.db"), lambda: lock_file(tmp_path / "inbox.db")
+    postgres = request.getfixturevalue("postgres")
+    await postgres.reset()
+    return "fastapi", postgres.url, lambda: restart(postgres)
+
+
+async def lock_file(path):
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA busy_timeout = 5000")
+        other.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(4)
+        other.execute("ROLLBACK")
+
+
+async def restart(postgres):
+    await postgres.kill()
+    await asyncio.sleep(1)
+    await postgres.start()
+
+
+async def test_no_webhook_is_missing(size, case, tmp_path, monkeypatch):
     """Each webhook is done once or a dead letter, although all parts fail now and then."""
     monkeypatch.setenv("PLAID_RELAY_KEY", KEY)
-    if kind == "aiohttp":
-        address = str(tmp_path / "inbox.db")
-
-        async def disturb():
-            """Lock the database for 4 seconds."""
-            with contextlib.closing(sqlite3.connect(address, isolation_level=None)) as other:
-                other.execute("PRAGMA busy_timeout = 5000")
-                other.execute("BEGIN IMMEDIATE")
-                await chain.plaid.advance()
-                await asyncio.sleep(4)
-                other.execute("ROLLBACK")
-    else:
-        postgres = request.getfixturevalue("postgres")
-        await postgres.reset()
-        address = postgres.url
-
-        async def disturb():
-            await postgres.kill()
-            await chain.plaid.advance()
-            await asyncio.sleep(1)
-            await postgres.start()
-
+    kind, address, disturb = case
     async with running_chain(kind, address, tmp_path) as chain:
-        await disturb_while(chain, chain.run_waves(size(160, 2_000), disturb))
+        await disturb_while(chain, chain.run_waves(size(10, 40), size(16, 50), disturb))
         recovered = await chain.recover()
         await chain.wait_until_processed()
         dead = await check_inbox(chain)

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import random
+import socket
 import sqlite3
 from collections import Counter, defaultdict
 from contextlib import aclosing
@@ -17,7 +18,6 @@ import pytest
 from attrs import define, evolve, field
 from canaries import CREDENTIALS, SECRET, assert_no_canary
 from journal_support import KEY
-from postgres_server import free_port
 from webhook_service import SAME, Service, Settings, always_fails, running_service
 
 from plaid_relay_async import RelayClient
@@ -70,6 +70,7 @@ class Chain:
     url: str
     sent: int = 0
     forged: Counter = field(factory=Counter)
+    disturbed: bool = True
     random: random.Random = field(factory=lambda: random.Random(5))
 
     def send(self, count):
@@ -97,8 +98,16 @@ class Chain:
 
     # Disturbances
 
+    async def disturb_while(self, work):
+        """Kill the receiver repeatedly, and send forgeries, until some work is done; the receiver runs then."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.kill_repeatedly())
+            group.create_task(self.forge_repeatedly())
+            await work
+            self.disturbed = False
+
     async def kill_repeatedly(self):
-        while True:
+        while self.disturbed:
             await asyncio.sleep(self.random.uniform(1.0, 4.0))
             await self.service.kill()
             await asyncio.sleep(self.random.uniform(0.0, 0.5))
@@ -111,7 +120,7 @@ class Chain:
             base64.urlsafe_b64encode(b'{"alg":"ES256","kid":"unknown","typ":"JWT"}').rstrip(b"=").decode()
         )
         async with aiohttp.ClientSession() as session:
-            while True:
+            while self.disturbed:
                 headers = self.plaid.sign_webhook(b"{}")
                 if self.random.random() < 0.5:
                     token = self.plaid.sign_webhook(body)["Plaid-Verification"]
@@ -141,9 +150,18 @@ class Chain:
                 await asyncio.sleep(0.1)
 
 
+def unassigned_port():
+    """Return a free port that the kernel assigns to no other socket while the service restarts."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 @contextlib.asynccontextmanager
 async def running_chain(kind, address, folder):
-    port = free_port()
+    port = unassigned_port()
     names = {name: str(folder / name) for name in ("records", "reasons", "log")}
     async with Simulator(clients={"owner": SECRET}) as plaid:
         plaid.fail(*FAULTS)
@@ -155,16 +173,18 @@ async def running_chain(kind, address, folder):
             yield Chain(plaid, service, inbox, client, f"http://127.0.0.1:{port}/plaid/")
 
 
-async def disturb_while(chain, work):
-    """Kill the receiver repeatedly, and send forgeries, until some work is done."""
-    async with asyncio.TaskGroup() as group:
-        disturbances = [
-            group.create_task(chain.kill_repeatedly()),
-            group.create_task(chain.forge_repeatedly()),
-        ]
-        await work
-        for each in disturbances:
-            each.cancel()
+async def check_acknowledged(chain):
+    """Check that the inbox has each webhook that the receiver has responded to with 200; return their number."""
+    contents = {(each.pair or "", canonical(json.loads(each.body))) for each in await chain.stored()}
+    acknowledged = [each for each in chain.plaid.sent_webhooks if each["delivery_status"] == "DELIVERED"]
+    for each in acknowledged:
+        pair = each["destination_url"].rpartition("/")[2]
+        assert (pair, canonical(each["payload"])) in contents
+    return len(acknowledged)
+
+
+def canonical(payload):
+    return json.dumps(payload, sort_keys=True)
 
 
 async def check_inbox(chain):
@@ -226,7 +246,8 @@ async def test_no_webhook_is_missing(size, case, tmp_path, monkeypatch):
     monkeypatch.setenv("PLAID_RELAY_KEY", KEY)
     kind, address, disturb = case
     async with running_chain(kind, address, tmp_path) as chain:
-        await disturb_while(chain, chain.run_waves(size(10, 40), size(16, 50), disturb))
+        await chain.disturb_while(chain.run_waves(size(10, 40), size(16, 50), disturb))
+        acknowledged = await check_acknowledged(chain)
         recovered = await chain.recover()
         await chain.wait_until_processed()
         dead = await check_inbox(chain)
@@ -249,6 +270,7 @@ async def test_no_webhook_is_missing(size, case, tmp_path, monkeypatch):
         assert_no_canary((tmp_path / name).read_text(errors="replace"))
     attempts = sum(each["attempt_count"] for each in chain.plaid.sent_webhooks)
     print(  # noqa: T201  # with -s, the size of the proof
-        f"{chain.sent:,} webhooks, {attempts:,} attempts, {chain.service.starts} starts, {len(dead)} dead letters, "
+        f"{chain.sent:,} webhooks, {attempts:,} attempts, {acknowledged:,} acknowledged, "
+        f"{chain.service.starts} starts, {len(dead)} dead letters, "
         f"{recovered.added} of {recovered.read} recovered at last, forged: {dict(chain.forged)}"
     )

@@ -279,6 +279,7 @@ def _to_delivery(
         attempt=webhook.attempts,
         sent_at=webhook.sent_at,
         received_at=webhook.received_at,
+        pair_id=webhook.pair,
         pair=pair,
     )
 

@@ -81,7 +81,7 @@ async def test_a_handler_gets_its_delivery(inbox, router, new_receiver):
     assert delivery.event.asset_report_id == "canary-report-1"
     assert delivery.body == ready()
     assert delivery.idempotency_key == webhook.id
-    assert (delivery.attempt, delivery.pair) == (1, None)
+    assert (delivery.attempt, delivery.pair_id, delivery.pair) == (1, PAIR, None)
     assert (delivery.sent_at, delivery.received_at) == (webhook.sent_at, webhook.received_at)
     assert_no_canary(repr(delivery))
     assert "event=AssetsProductReadyWebhook" in repr(delivery)

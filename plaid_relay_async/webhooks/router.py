@@ -89,7 +89,7 @@ class Delivery(Generic[E_co]):
     attempt: int
     sent_at: float
     received_at: float
-    pair_id: str | None = None
+    pair_id: str | None = field(default=None, repr=False)
     pair: RetrievedPair | None = field(default=None, repr=False)
 
 

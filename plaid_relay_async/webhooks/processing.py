@@ -18,7 +18,7 @@ from attrs import Attribute, field, frozen
 
 from plaid_relay_async.cancellation import wait_until_done
 from plaid_relay_async.config import check_count, check_seconds
-from plaid_relay_async.errors import PlaidRelayError
+from plaid_relay_async.errors import PlaidAPIError, PlaidRelayError, reason_of
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.webhooks.errors import WebhookDecodeError
 from plaid_relay_async.webhooks.parsing import parse_leniently
@@ -67,6 +67,8 @@ class ProcessingSettings:
 
 def describe_error(error: BaseException) -> str:
     """Return the text of an error of this package, or the class of another one, which may quote a payload."""
+    if isinstance(error, PlaidAPIError):
+        return reason_of(error)  # Plaid's text may quote the ID of a key, which is the sender's choice
     return str(error) if isinstance(error, PlaidRelayError) else type(error).__name__
 
 

@@ -116,6 +116,7 @@ async def test_a_retrieval_is_recorded_once(plaid, client, report, url):
     record = await retrieve(url)
     assert (record.run, record.secondary_client_id, record.outcome) == ("x", "p0", "created")
     assert before < record.retrieved_at < before + dt.timedelta(minutes=5)
+    assert record.pair_id not in repr(record)
     assert await retrieve(url) == record
     async with Journal(url, key=KEY) as journal:
         early = await journal.record_retrieval(record.pair_id, retrieved_at=EARLY)

@@ -209,7 +209,9 @@ class WebhookProcessor:
             async with asyncio.timeout(self._settings.handler_timeout):
                 return await self._deliver(lease)
         except asyncio.CancelledError as error:
-            if not self._stopping:  # the handler has awaited something that was cancelled
+            # All handlers are cancelled at the end of the drain, or if a program cancels all of its tasks.
+            assert self._task is not None  # noqa: S101  # it runs this handler
+            if not self._task.cancelling():  # the handler has awaited something that was cancelled
                 return self._after_failure(lease, error)
             _log.info("the handler of webhook %s was cancelled; it will run again", webhook.id)
             return partial(self._inbox.retry, lease, delay=0.0, error=type(error).__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from plaid_relay_async import codec
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
-from plaid_relay_async.client.polling import poll_until_ready, wait_for_webhook
+from plaid_relay_async.client.polling import poll_until_ready, webhook_waiter
 from plaid_relay_async.models import (
     AssetReportCreateOptions,
     AssetReportCreateRequest,
@@ -187,7 +187,7 @@ class AssetReports(OperationGroup):
             request,
             timeout=timeout,
             retry=retry,
-            webhook=wait_for_webhook(inbox, asset_report_id),
+            wait_for_webhook=webhook_waiter(inbox, asset_report_id),
         )
 
     @strip_traceback

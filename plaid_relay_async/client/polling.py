@@ -4,7 +4,7 @@ See https://plaid.com/docs/errors/rate-limit-exceeded/. Plaid doesn't publish a 
 the same limit is assumed.
 
 With an inbox of webhooks, the webhook that the report is ready, or has failed, ends a pause between two
-requests. It isn't relied on, because Plaid may not have sent it, or it may not have arrived.
+requests. Polling continues without it, because Plaid may not send it, or it may not arrive.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ async def _wait_for_webhook(inbox: Inbox, asset_report_id: str) -> None:
         await inbox.wait_for_report(asset_report_id)
     except Exception as error:  # noqa: BLE001  # whatever the inbox raises, the report can be polled for
         # Only the class of the error: the text of a database's error may have parameters.
-        text = "the inbox of webhooks raised %s, so a report is only polled for"
+        text = "the inbox of webhooks raised %s, so the report is polled for without it"
         _logger.warning(text, type(error).__name__)
 
 
-def wait_for_webhook(inbox: Inbox | None, asset_report_id: str | None) -> WaitForWebhook | None:
+def webhook_waiter(inbox: Inbox | None, asset_report_id: str | None) -> WaitForWebhook | None:
     """Return a function that waits for the webhook of a report, or `None` without an inbox.
 
     Raises:
@@ -164,7 +164,7 @@ async def poll_until_ready(
     *,
     timeout: float | None,  # noqa: ASYNC109  # a deadline over attempts, not around an await
     retry: RetryPolicy | None,
-    webhook: WaitForWebhook | None,
+    wait_for_webhook: WaitForWebhook | None,
 ) -> R:
     """Poll for a report, each time by a call with one attempt, so that retries stay within Plaid's limit."""
     seconds, policy = transport.resolve_settings(timeout, retry)
@@ -175,7 +175,7 @@ async def poll_until_ready(
             endpoint, request, timeout=timeout_left if seconds else None, retry=single_attempt
         )
 
-    arrival = None if webhook is None else asyncio.create_task(webhook())
+    arrival = None if wait_for_webhook is None else asyncio.create_task(wait_for_webhook())
     try:
         return await poll(
             send_request,

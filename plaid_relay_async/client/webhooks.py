@@ -122,12 +122,12 @@ class Webhooks:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> Call[Recovery]:
-        """Add to an inbox the webhooks that Plaid has sent and that it doesn't have; Plaid's list is in beta.
+        """Add to an inbox the webhooks of Plaid's list that it doesn't have. The list is in beta at Plaid.
 
         https://plaid.com/docs/api/webhooks/webhook-events/. The webhooks are read from the position at which
         the previous recovery ended, or else those of the last 7 days. The position is stored in the inbox
-        after each page, so a recovery that was interrupted continues there. What is added is handled as any
-        other stored webhook. A webhook that Plaid delivers later is a duplicate of the one that was added.
+        after each page, so a recovery that was interrupted continues there. Handlers run for the added
+        webhooks as for any other. If Plaid delivers such a webhook later, it is a duplicate.
 
         Args:
             inbox: the inbox.

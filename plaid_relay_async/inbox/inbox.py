@@ -42,7 +42,7 @@ _INBOX: Final = Store("inbox", InboxError, 3)
 # Plaid waits 10 seconds for a response. On PostgreSQL, a transaction may take 3 seconds, and is repeated
 # after temporary errors for 4 seconds.
 _TIME_LIMIT_SECONDS: Final = 9.0
-_RETRY_SECONDS: Final = 4.0
+_TRANSACTION_RETRY_SECONDS: Final = 4.0
 _MAINTENANCE_SECONDS: Final = 300.0  # the time limit of creating the tables, and of re-encrypting rows
 _POLL_SECONDS: Final = 1.0  # between two looks at what other processes have changed
 _PURGE_SECONDS: Final = 60.0  # between two purges
@@ -162,7 +162,7 @@ class SQLInbox:
 
         async def write(commands: list[NewRow | Change]) -> list[bool]:
             work = partial(transactions.write, commands=commands)
-            return await self._database.run_transaction(writer, work, _RETRY_SECONDS)
+            return await self._database.run_transaction(writer, work, _TRANSACTION_RETRY_SECONDS)
 
         self._resources = _OpenResources(
             asyncio.get_running_loop(),
@@ -176,7 +176,7 @@ class SQLInbox:
 
     async def _encrypt_digest_key(self, stored: str) -> None:
         """Encrypt the key of the digests with the first key; if it was unencrypted, all bodies first."""
-        # As long as this key is unencrypted, the next opening knows that bodies may be unencrypted, too.
+        # As long as this key is unencrypted, `open` assumes that bodies may be unencrypted, too.
         if Keyring.is_unencrypted(stored):
             await self.rotate()
         encrypted = self._keyring.encrypt(self._keyring.decrypt(stored))
@@ -260,7 +260,7 @@ class SQLInbox:
     async def lease(self, limit: int) -> Sequence[Lease]:
         """Return leases of pending webhooks that are due and that no process has leased; see `Inbox.lease`.
 
-        At most once a minute, it first deletes what is older than the retention.
+        First, at most once a minute, it deletes what is older than the retention.
 
         Raises:
             InboxError: the inbox can't be read or written.
@@ -298,7 +298,7 @@ class SQLInbox:
     async def wait_until_due(self, timeout: float) -> None:  # noqa: ASYNC109  # it doesn't raise
         """Wait until a webhook may be due, for at most `timeout` seconds.
 
-        What other processes store is seen after a second.
+        It takes up to a second to notice what other processes store.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -313,7 +313,7 @@ class SQLInbox:
     async def wait_for_report(self, asset_report_id: str) -> None:
         """Wait until the inbox has a webhook that a report is ready or has failed; it may be done already.
 
-        What other processes store is seen after a second.
+        It takes up to a second to notice what other processes store.
         """
         digest = self._report_digest(asset_report_id)
         while True:
@@ -347,11 +347,11 @@ class SQLInbox:
         return redelivered
 
     async def load_cursor(self) -> str | None:
-        """Return the cursor of the list of sent webhooks up to which they were stored, or `None`."""
+        """Return the position in the list of sent webhooks up to which they are stored, or `None`."""
         return await self._run(transactions.load_cursor)
 
     async def store_cursor(self, cursor: str | None) -> None:
-        """Store that cursor; `None` removes it."""
+        """Store the position in the list of sent webhooks; `None` removes it."""
         await self._run(partial(transactions.store_cursor, cursor=cursor))
 
     # --------------------------------------------------------------------------------------- maintenance
@@ -378,7 +378,7 @@ class SQLInbox:
     async def _run(
         self,
         work: Callable[[Connection], T],
-        retry_seconds: float = _RETRY_SECONDS,
+        retry_seconds: float = _TRANSACTION_RETRY_SECONDS,
         limit: float | None = None,
     ) -> T:
         connection = self._open_resources.connection
@@ -386,7 +386,7 @@ class SQLInbox:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         reader = self._open_resources.reader
-        return await self._database.run_transaction(reader, work, _RETRY_SECONDS)
+        return await self._database.run_transaction(reader, work, _TRANSACTION_RETRY_SECONDS)
 
     def _notify(self) -> None:
         self._changed.set()

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_PAGE: Final = 100  # listed in one transaction
 _ROWS_PER_PURGE: Final = 500
-# For as long as Plaid's list of sent webhooks has a webhook, the inbox recognizes it; and a day longer.
+# Plaid's list of sent webhooks has a webhook for 7 days; the inbox must recognize it there. One day is added.
 _MIN_ROW_SECONDS: Final = 8 * 86_400.0
 _LOCK_FOR_ADDING: Final = text("SELECT pg_advisory_xact_lock(hashtext('relay_webhooks'))")
 # As a subquery, the time is read once, so that PostgreSQL can look it up in an index.
@@ -376,5 +376,5 @@ def store_cursor(connection: Connection, cursor: str | None) -> None:
 
 
 def replace_key(connection: Connection, old: str, new: str) -> None:
-    """Store the key of the digests as it is encrypted now, unless another process was first."""
+    """Store the key of the digests, encrypted with another key, unless another process has replaced it."""
     connection.execute(update(inboxes).where(inboxes.c.digest_key == old).values(digest_key=new))

@@ -203,12 +203,12 @@ class Deliveries:
 
     async def _send(self, url: str, body: bytes, headers: dict[str, str], fault: WebhookFault) -> _Result:
         if fault.lose:
-            return _Result(error="lost, as a fault says")
+            return _Result(error="lost by a fault")
         async with asyncio.TaskGroup() as group:
             copies = [group.create_task(_post(url, body, headers)) for _ in range(1 + fault.duplicates)]
         results = [copy.result() for copy in copies]
         if fault.ignore_response:
-            return _Result(error="the response was ignored, as a fault says")
+            return _Result(error="the response was ignored by a fault")
         return next((result for result in results if result.status == 200), results[0])
 
     def _finish(self, webhook: SentWebhook, result: _Result) -> None:
@@ -241,7 +241,7 @@ class Deliveries:
 
 
 async def _post(url: str, body: bytes, headers: dict[str, str]) -> _Result:
-    """Send a webhook once, on a connection of its own: another one may belong to a previous receiver."""
+    """Send a webhook once, on a new connection: a kept one may belong to a previous receiver."""
     try:
         async with (
             # aiohttp's own timeout is up to a second longer.

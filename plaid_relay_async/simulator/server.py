@@ -320,10 +320,10 @@ class Simulator:
     async def advance(self, seconds: float = 0.0) -> None:
         """Move the simulator's time forward, and make the attempts to deliver webhooks that become due.
 
-        Hours pass in the time that the receivers need to respond. The attempts are made in the order of their
-        moments, and each moment's have ended before the next moment. When `advance` returns, no attempt is in
-        progress or due. Afterwards, what has happened before is further in the past: a webhook that was
-        signed before is older for a receiver whose own clock was not moved.
+        It takes only as long as the receivers need to respond. The attempts are made in the order of their
+        moments, and all attempts of one moment have ended before the next moment. When `advance` returns, no
+        attempt is in progress or due. The clocks of receivers are not moved. So what happened before is then
+        further in the past: a webhook that was signed before is older for its receiver.
 
         Args:
             seconds: how far the time is moved. With 0, the attempts that are due now are made.

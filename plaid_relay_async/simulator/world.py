@@ -225,7 +225,7 @@ class World:
         self._generation_delay = generation_delay
         self._transactions = transactions
         self._seed = seed
-        self.time = self._clock = SimulatedTime(clock)
+        self.time = SimulatedTime(clock)
         # Not the module's shared generator: IDs must neither depend on a program's random.seed() nor change
         # the numbers that the program draws.
         self._rng = Random()
@@ -272,7 +272,7 @@ class World:
             client_id=client_id,
             login=BankLogin(self._new_identifier(), institution_id, self._next_seed()),
             products=frozenset(products),
-            public_token_expires_at=self._clock() + _PUBLIC_TOKEN_SECONDS,
+            public_token_expires_at=self.time() + _PUBLIC_TOKEN_SECONDS,
             access_token=f"access-sandbox-{uuid4()}",
             webhook=webhook,
             user_token=user_token,
@@ -285,7 +285,7 @@ class World:
         Until the token expires, each exchange returns the same Item (our choice).
         """
         item = self._public_tokens.get(public_token)
-        if item is None or item.client_id != client_id or self._clock() >= item.public_token_expires_at:
+        if item is None or item.client_id != client_id or self.time() >= item.public_token_expires_at:
             raise ApiError("INVALID_PUBLIC_TOKEN")
         # Only now is the access token valid.
         self._items[item.access_token] = item
@@ -304,7 +304,7 @@ class World:
         Existing reports stay valid, as Plaid documents. That they can be refreshed too is our choice.
         """
         item = self.get_item(client_id, access_token)
-        item.public_token_expires_at = self._clock()
+        item.public_token_expires_at = self.time()
         del self._items[access_token]
 
     def break_item(self, access_token: str, error_code: str, part: str | None) -> None:
@@ -318,7 +318,7 @@ class World:
             raise ValueError(f"part: must be null or one of: {', '.join(REPORT_PARTS)}")
         item_id = item.login.item_id
         self._item_errors[item_id] = {**self._item_errors.get(item_id, {}), part: error_code}
-        now = self._clock()
+        now = self.time()
         # A refreshed relay token points to a report that has no report token.
         for report in (*self._reports.values(), *(relay.report for relay in self._relay_tokens)):
             if now < report.ready_at:
@@ -403,7 +403,7 @@ class World:
             investments=investments,
             transactions=transactions,
         )
-        now = self._clock()
+        now = self.time()
         self._reports[token] = Report(None, outline, GenerationTerms(fast_assets=True), now, now)
         return token
 
@@ -463,7 +463,7 @@ class World:
         self, client_id: str | None, outline: Outline, terms: GenerationTerms, *, fetches_data: bool = True
     ) -> Report:
         """Start to generate a report; its fast version takes half the time (our choice)."""
-        now = self._clock()
+        now = self.time()
         report = Report(
             client_id,
             outline,
@@ -554,7 +554,7 @@ class World:
 
     def ready_outline(self, report: Report) -> Outline:
         """Return the content of a report that is ready."""
-        if self._clock() < report.ready_at:
+        if self.time() < report.ready_at:
             raise ApiError("PRODUCT_NOT_READY")
         outline = _without_failed_items(report)
         if outline.transaction_count() > MAX_TRANSACTIONS:
@@ -570,7 +570,7 @@ class World:
             raise ApiError(
                 "INVALID_FIELD", "fast_report must be false for a report without the add-on fast_assets"
             )
-        if self._clock() < report.fast_ready_at:
+        if self.time() < report.fast_ready_at:
             raise ApiError("PRODUCT_NOT_READY")
         return evolve(_without_failed_items(report), fast=True)
 

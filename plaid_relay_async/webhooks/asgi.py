@@ -86,7 +86,7 @@ async def _run_lifespan(
             await receive()
             stage = "shutdown"
     except Exception as error:
-        # The server logs the message and ends; the exception, whose text may have a secret, isn't for it.
+        # The server logs the message, so it has no text of the exception, which may contain a secret.
         await send({"type": f"lifespan.{stage}.failed", "message": type(error).__name__})
         raise
     await send({"type": "lifespan.shutdown.complete"})

@@ -113,7 +113,7 @@ _NOT_STORED = {
     NotStoredReason.WRONG_CONTENT_TYPE: (415, "the body isn't JSON, by its Content-Type"),
     NotStoredReason.BODY_TOO_LARGE: (413, "the body is longer than max_body_bytes"),
     NotStoredReason.BODY_TOO_SLOW: (408, "the body didn't arrive within time_limit"),
-    NotStoredReason.BODY_INCOMPLETE: (400, "the connection ended before the body did"),
+    NotStoredReason.BODY_INCOMPLETE: (400, "the connection was lost before the end of the body"),
     NotStoredReason.TOO_MANY: (429, "too many webhooks wait for the inbox"),
     NotStoredReason.TOO_SLOW: (503, "it was neither verified nor stored within time_limit"),
     NotStoredReason.INBOX_FAILED: (503, "the inbox failed"),
@@ -220,10 +220,10 @@ class WebhookDecodeError(WebhookError, ResponseDecodeError):
         body: the body, hidden.
     """
 
-    sent = False  # no request was
+    sent = False  # no request was sent
     advice = (
-        "Report the JSON path, but not the body, to this package's project. The body is in `body`: store it, "
-        "or respond with an error status so that Plaid sends it again."
+        "Report the JSON path, but not the body, to this package's project. Store the `body` of this error, "
+        "or respond with an error status so that Plaid sends the webhook again."
     )
 
 
@@ -246,7 +246,7 @@ class WebhookNotStoredError(WebhookError):
 
     Attributes:
         reason: why.
-        response_status: as of the reason.
+        response_status: that of the reason.
     """
 
     reason: NotStoredReason = NotStoredReason.INBOX_FAILED

@@ -1,4 +1,4 @@
-"""The inbox: the webhooks that an application has received, and what became of each.
+"""The inbox: the webhooks that an application has received, each with its state.
 
 A receiver stores a webhook in an inbox before it responds. Afterwards its handler runs, at least once, until
 the webhook is done or, after too many failures, a dead letter. `MemoryInbox` is for tests; `SQLInbox` of
@@ -6,7 +6,7 @@ the webhook is done or, after too many failures, a dead letter. `MemoryInbox` is
 
 Plaid delivers a webhook repeatedly if a response is lost, and the delivered webhooks have no ID. So two
 webhooks are the same one if they have the same content and the same pair, and were sent within
-`DEDUPLICATION_SECONDS` of each other, unless both have a `message_id` and these differ.
+`DEDUPLICATION_SECONDS` of each other. If both have a `message_id`, only that decides.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 RETRY_SECONDS: Final = 86_400.0
 """How long Plaid continues to send a webhook (https://plaid.com/docs/api/webhooks/)."""
 DEDUPLICATION_SECONDS: Final = RETRY_SECONDS + 3600.0
-"""The time between two deliveries of the same content for which they are one webhook: Plaid's 24 hours, and
-an hour for clocks and slow deliveries."""
+"""Deliveries of the same content within this time are one webhook: Plaid's 24 hours, and an hour for clocks
+and slow deliveries."""
 
 _REPORT_CODES: Final = ("PRODUCT_READY", "ERROR")
 _PAIR_ID: Final = re.compile("[0-9a-f]{32}")
@@ -94,8 +94,8 @@ class StoredWebhook:
 class Lease:
     """The right of one process to run the handler of a webhook, until the lease expires.
 
-    A lease that has expired remains valid until it is followed by another one: then it can't change the
-    webhook any more. Repeating the call that ended a lease changes nothing, and returns true again.
+    A lease that has expired remains valid until the webhook is leased again. After that, the old lease can't
+    change the webhook any more. Repeating the call that ended a lease changes nothing and returns true.
 
     Attributes:
         webhook: the webhook; it has a body.
@@ -172,16 +172,16 @@ class Inbox(Protocol):
         ...
 
     async def load_cursor(self) -> str | None:
-        """Return the cursor of the list of sent webhooks up to which they were stored, or `None`."""
+        """Return the position in the list of sent webhooks up to which they are stored, or `None`."""
         ...
 
     async def store_cursor(self, cursor: str | None) -> None:
-        """Store that cursor; `None` removes it."""
+        """Store the position in the list of sent webhooks; `None` removes it."""
         ...
 
 
-class Sent(Protocol):
-    """What decides whether two webhooks with the same content and pair are the same one."""
+class Comparable(Protocol):
+    """A webhook that `find_same` compares with others of the same content and pair, or message ID."""
 
     @property
     def sent_at(self) -> float:
@@ -194,10 +194,10 @@ class Sent(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Sent)
+W = TypeVar("W", bound=Comparable)
 
 
-def find_same(webhook: Sent, stored: Iterable[S]) -> S | None:
+def find_same(webhook: Comparable, stored: Iterable[W]) -> W | None:
     """Return the stored webhook that is the same as another one, or `None`.
 
     Args:
@@ -205,12 +205,12 @@ def find_same(webhook: Sent, stored: Iterable[S]) -> S | None:
         stored: the webhooks with its content and pair, or with its `message_id`.
     """
 
-    def is_same(each: Sent) -> bool:
+    def is_same(each: Comparable) -> bool:
         if None not in (webhook.message_id, each.message_id):
             return webhook.message_id == each.message_id
         return abs(webhook.sent_at - each.sent_at) <= DEDUPLICATION_SECONDS
 
-    def distance(each: Sent) -> tuple[bool, float]:
+    def distance(each: Comparable) -> tuple[bool, float]:
         return (webhook.message_id != each.message_id, abs(webhook.sent_at - each.sent_at))
 
     return min(filter(is_same, stored), key=distance, default=None)

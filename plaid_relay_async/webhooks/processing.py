@@ -34,8 +34,8 @@ StoreResult: TypeAlias = Callable[[], Awaitable[bool]]
 
 _log = logging.getLogger("plaid_relay_async.webhooks")
 
-_POLL_SECONDS: Final = 10.0  # between two looks for webhooks that are due, if the inbox doesn't report them
-_RELEASE_SECONDS: Final = 5.0  # for handlers that were cancelled to end, and their leases to be released
+_POLL_SECONDS: Final = 10.0  # the longest wait for a webhook that is due, before the inbox is read again
+_RELEASE_SECONDS: Final = 5.0  # the time for cancelled handlers to end and for the release of their leases
 _INBOX_BACKOFF: Final = 0.5
 _MAX_INBOX_BACKOFF: Final = 30.0
 
@@ -115,11 +115,11 @@ class WebhookProcessor:
     async def _drain(self, task: asyncio.Task[None]) -> None:
         await asyncio.wait([task], timeout=self._settings.drain)
         if not task.done():
-            _log.warning("handlers of webhooks that are cancelled, and will run again: %d", self._running)
+            _log.warning("running handlers of webhooks are cancelled, and will run again: %d", self._running)
             task.cancel()
             await asyncio.wait([task], timeout=_RELEASE_SECONDS)
         if not task.done():
-            _log.error("handlers of webhooks that don't end although they were cancelled: %d", self._running)
+            _log.error("handlers of webhooks haven't ended although they were cancelled: %d", self._running)
 
     # ------------------------------------------------------------------------------------- leases
 
@@ -202,7 +202,7 @@ class WebhookProcessor:
         """Run the handler of a webhook, and return the function that stores the result."""
         webhook = lease.webhook
         if webhook.attempts > self._settings.max_attempts:
-            # The handler was running when its process ended, again and again. It may be the cause.
+            # Each time, the process ended while the handler was running. The handler may be the cause.
             _log.error("webhook %s is a dead letter: its last attempts didn't end", webhook.id)
             return partial(self._inbox.bury, lease, error=webhook.error or "LeaseExpired")
         try:
@@ -219,7 +219,7 @@ class WebhookProcessor:
             return self._after_failure(lease, error)
 
     async def _deliver(self, lease: Lease) -> StoreResult:
-        # There is no local variable with the payload: an error tracker may show those of all frames.
+        # No local variable has the payload, because an error tracker may show the variables of all frames.
         webhook = lease.webhook
         assert webhook.body is not None  # noqa: S101  # that of a leased webhook isn't deleted
         pair = None

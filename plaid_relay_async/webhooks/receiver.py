@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("plaid_relay_async.webhooks")
 
-_RETRY_AFTER: Final = "10"  # seconds, in the response to one webhook too many; Plaid keeps it
+_RETRY_AFTER: Final = "10"  # seconds, in a response with status 429; Plaid waits for that time
 
 
 class Verifier(Protocol):
@@ -75,23 +75,23 @@ class WebhookReceiver:
 
     Inside `async with receiver:` the handlers of stored webhooks run, whichever process has stored them.
     `receive` and `respond` need no `async with`. So a web process can leave the handlers to other processes
-    with the same inbox: it has no router, or doesn't enter the receiver. The client and the inbox must be
-    open.
+    with the same inbox: its receiver has no router, or isn't used with `async with`. The client and the inbox
+    must be open.
 
     A handler runs at least once. If it fails, it runs again, after a random part of an exponential backoff,
-    until it has failed `max_attempts` times: then the webhook is a dead letter.
+    until it has failed `max_attempts` times. Then the webhook is a dead letter.
 
     Args:
         webhooks: verifies webhooks: `client.webhooks`.
         inbox: stores them.
-        router: finds their handlers; without one, entering the receiver runs no handlers.
-        journal: records that a partner has retrieved a report, before the handler runs, if a webhook's URL
-            has a pair ID.
+        router: finds their handlers; without one, the receiver runs no handlers.
+        journal: if the URL of a webhook has a pair ID, the journal records, before the handler runs, that
+            the partner has retrieved the report.
         accept_stale: whether to store a webhook that is authentic and older than the tolerance. It may be
             Plaid's retry, and if it is a replay, a durable inbox has it. The default is whether the inbox is
             durable. Those older than Plaid's retries, 24 hours, are always refused.
         max_body_bytes: the longest body.
-        max_pending: how many verified webhooks may wait for the inbox at once.
+        max_pending: the maximum number of verified webhooks that wait for the inbox concurrently.
         time_limit: the seconds for reading, verifying and storing a webhook. Plaid waits ten.
         on_refused: called with the reason of each webhook that isn't stored, as a string: for metrics.
         concurrency: the maximum number of handlers that run concurrently.
@@ -99,8 +99,8 @@ class WebhookReceiver:
         backoff: the first backoff after a failure, in seconds. It doubles each time.
         max_backoff: the longest backoff, in seconds.
         handler_timeout: the seconds after which a handler is cancelled, and has failed; `None` is no limit.
-        drain: the seconds that running handlers have to end when the receiver is left. Then they are
-            cancelled, and run again later.
+        drain: the seconds that running handlers have to end at the end of `async with`. Then
+            they are cancelled, and run again later.
 
     Raises:
         ConfigurationError: a setting is invalid.
@@ -187,6 +187,7 @@ class WebhookReceiver:
             WebhookKeyLookupError: its key couldn't be looked up.
             WebhookNotStoredError: it isn't stored, for the `reason`.
             RawBodyRequiredError: the body isn't bytes.
+            InvalidHeadersError: the headers are neither a mapping of strings nor pairs of strings or bytes.
         """
         check_body(body)
         pairs = Hidden(header_pairs(headers))
@@ -222,7 +223,7 @@ class WebhookReceiver:
         return ReceiverResponse(200)
 
     async def _read_body(self, read_chunk: ReadChunk, deadline: float) -> Hidden[bytes]:
-        """Read the body, no further than its limit."""
+        """Read the body, and stop when it exceeds `max_body_bytes`."""
         body = Hidden(bytearray())
         try:
             async with asyncio.timeout_at(deadline):

@@ -1,4 +1,4 @@
-"""Recovery: webhooks that Plaid has sent and that no receiver has stored are added to the inbox."""
+"""Recovery: webhooks that Plaid has sent, and that no receiver has stored, are added to the inbox."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Recovery:
 
     Attributes:
         read: how many webhooks were read from Plaid's list.
-        added: how many of them the inbox didn't have, and has now.
+        added: how many of them were new to the inbox.
         cursor: the position in Plaid's list up to which the inbox has all webhooks; the inbox has stored it.
             `None` if the list was empty and had no position.
         cursor_expired: whether the position of the previous recovery was older than 7 days. Webhooks that
-            were sent soon after it can't be recovered any more.
+            were sent after it and more than 7 days ago can't be recovered any more.
     """
 
     read: int

@@ -168,7 +168,7 @@ class WebhookRouter:
     def find_handler(self, event: WebhookEvent) -> Handler[Any] | None:
         """Return the handler of an event, or `None`."""
         key = (event.webhook_type or "", event.webhook_code or "")
-        # An event that isn't as documented has another record than its type and code.
+        # An event that isn't as documented is an `UnknownWebhook`, whatever its type and code are.
         acceptable = key not in self._exact or isinstance(event, WEBHOOK_RECORDS[key])
         handler = self._handlers.get(key) if acceptable else None
         return handler or self._handlers.get(type(event)) or self._default

@@ -103,6 +103,10 @@ def test_reports_of_different_types_can_be_shared_together():
         (lambda: models.AssetReportCreateRequest(["a"], True), "days_requested must be a whole number"),
         (lambda: models.AssetReportCreateRequest(["a"] * 100, 60), "access_tokens has 100 access tokens"),
         (lambda: models.AssetReportCreateOptions(webhook="x"), "webhook must be an http(s) URL"),
+        (
+            lambda: models.RelayRefreshRequest("t", webhook="https://a.example/{pair}"),
+            "contains {pair}, which",
+        ),
         (lambda: models.AssetReportCreateOptions(add_ons="investments"), "add_ons must be a list of strings"),
         (lambda: models.AssetReportCreateOptions(add_ons=[]), "add_ons is empty"),
         (lambda: models.AssetReportCreateOptions(client_report_id=""), "client_report_id is empty"),

@@ -38,6 +38,7 @@ HAS_WHITESPACE: Final = "contains whitespace or control characters; remove them"
 HAS_DELIMITER: Final = "contains a quote, a comma or a semicolon: pass one identifier, without quotes"
 IS_NO_URL: Final = "must be an http(s) URL"
 HAS_BRACES: Final = "may contain braces only in {pair}, once, as the last segment of the path"
+HAS_PAIR: Final = "contains {pair}, which is replaced only when a relay token is created"
 HAS_ENCODED_PAIR: Final = "contains %7Bpair%7D: write {pair}, or another name if it isn't the placeholder"
 
 # Unicode's Quotation_Mark characters, without the apostrophe, which a URL may have (RFC 3986).
@@ -166,9 +167,18 @@ are_identifiers: Final = AreIdentifiers()
 are_report_tokens: Final = AreIdentifiers(one_per_report_type=True)
 
 
+PAIR_PLACEHOLDER: Final = "{pair}"
+
+
 def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
-    """Check that the value is an http(s) URL with a host."""
-    _check_no_whitespace(attribute.name, value)
+    """Check that the value is an http(s) URL with a host, without `{pair}`, which would be sent as it is."""
+    _check_url(attribute.name, value)
+    if PAIR_PLACEHOLDER in str(value):
+        raise invalid(attribute.name, HAS_PAIR)
+
+
+def _check_url(name: str, value: object) -> None:
+    _check_no_whitespace(name, value)
     try:
         parts = urlsplit(str(value))
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -178,15 +188,12 @@ def is_url(_: object, attribute: Attribute[Any], value: object) -> None:
     except ValueError:  # such as an unclosed bracket, or a port that isn't a number
         usable = False
     if not usable:
-        raise invalid(attribute.name, IS_NO_URL)
-
-
-PAIR_PLACEHOLDER: Final = "{pair}"
+        raise invalid(name, IS_NO_URL)
 
 
 def is_url_template(_: object, attribute: Attribute[Any], value: object) -> None:
     """Check that the value is an http(s) URL, in which `{pair}` may be the last segment of the path."""
-    is_url(_, attribute, value)
+    _check_url(attribute.name, value)
     url = str(value)
     if "%7bpair%7d" in url.lower():  # some libraries encode braces
         raise invalid(attribute.name, HAS_ENCODED_PAIR)

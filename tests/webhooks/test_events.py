@@ -148,7 +148,9 @@ def test_a_webhook_of_another_form_is_an_error(body, path):
     """A webhook that isn't what Plaid's document says is an error with its path, and with the body."""
     with pytest.raises(WebhookDecodeError) as caught:
         parse(body)
-    text = rf"the webhook can't be read: [^.]+ at {re.escape(path)}\. Report the JSON path.*, or respond with .*"
+    text = (
+        rf"the webhook can't be read: [^.]+ at {re.escape(path)}\. Report the JSON path.*, or respond with .*"
+    )
     assert re.fullmatch(text, str(caught.value))
     assert isinstance(caught.value, ResponseDecodeError)
     assert (caught.value.path, caught.value.response_status, caught.value.sent) == (path, 500, False)

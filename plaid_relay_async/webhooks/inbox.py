@@ -42,7 +42,7 @@ class WebhookState(enum.StrEnum):
     """Its handler hasn't succeeded yet."""
     DONE = "done"
     DEAD = "dead"
-    """A dead letter: its handler has failed too often. `redeliver` makes it pending again."""
+    """Its handler has failed too often, so it is a dead letter. `redeliver` makes it pending again."""
 
 
 @frozen

@@ -71,7 +71,7 @@ async def test_an_application_from_request_to_handler(plaid, client, inbox):
 
 
 async def test_a_burst_beyond_the_limit(client, inbox):
-    """With many webhooks at once, each is stored or refused with 429 and Retry-After; none is lost."""
+    """With many concurrent webhooks, each is stored or refused with 429 and Retry-After; none is lost."""
     receiver = WebhookReceiver(client.webhooks, inbox, max_pending=5)
     inbox.delays["add"] = 0.05
     async with serving_with_aiohttp(receiver) as address:

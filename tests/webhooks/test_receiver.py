@@ -318,7 +318,7 @@ async def test_a_failing_callback_changes_nothing(client, inbox, caplog):
 
 
 async def test_a_closed_receiver_refuses(client, inbox):
-    """A receiver that was left refuses with 503; one that was never entered receives."""
+    """A receiver that was closed refuses with 503; one that was never entered receives."""
     receiver = WebhookReceiver(client.webhooks, inbox)
     assert (await respond(receiver)).status == 200
     async with receiver as entered:

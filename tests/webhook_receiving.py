@@ -1,14 +1,23 @@
-"""An inbox that fails on command, and what the tests of the receiver share."""
+"""An inbox that fails on command, servers, and what else the tests of the receiver share."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import Counter
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import uvicorn
+from aiohttp import web
+from processes import wait_until_async
+from raw_http import build_request
+
+from plaid_relay_async.simulator import sign_webhook
 from plaid_relay_async.webhooks import MemoryInbox, StoredWebhook
+from plaid_relay_async.webhooks.aiohttp_handler import aiohttp_handler
+
+PAIR = "0123456789abcdef" * 2
 
 READY = {"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "environment": "sandbox"}
 
@@ -16,6 +25,40 @@ READY = {"webhook_type": "ASSETS", "webhook_code": "PRODUCT_READY", "environment
 def ready(report: str = "canary-report-1", **fields: Any) -> bytes:
     """Return the body of a webhook that a report is ready."""
     return json.dumps({**READY, "asset_report_id": report, **fields}).encode()
+
+
+def signed(body: bytes, path: str = "/plaid/", **options: Any) -> bytes:
+    """Return a request with a signed webhook, byte by byte."""
+    token = sign_webhook(body)["Plaid-Verification"]
+    return build_request(path, body, f"Plaid-Verification: {token}", **options)
+
+
+@asynccontextmanager
+async def serving_with_aiohttp(receiver):
+    """Run an aiohttp server with the handler, and yield its URL."""
+    app = web.Application()
+    app.router.add_route("*", "/plaid/{path:.*}", aiohttp_handler(receiver))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving_with_uvicorn(app, **options):
+    """Run uvicorn with an ASGI application, and yield its URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, **{"lifespan": "on", **options})
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    await wait_until_async(lambda: server.started or task.done())
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
 
 
 class InboxError(Exception):

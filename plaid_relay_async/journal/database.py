@@ -74,10 +74,10 @@ _PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
 
 @frozen
 class Store:
-    """What a database is used for, which its errors name.
+    """What a database is used for: a journal or an inbox.
 
     Attributes:
-        name: the word for it.
+        name: the word for it in errors.
         error: the class of its errors.
         connections: the number of connections that it holds while it is open.
     """
@@ -119,11 +119,6 @@ class Store:
 
 # One for the journal's own methods, one for leases, and three for write commands and look-ups.
 JOURNAL: Final = Store("journal", JournalError, 5)
-
-
-def closed_error() -> PlaidRelayError:
-    """Return the error of a call whose journal is being closed, or was closed."""
-    return JOURNAL.closed_error()
 
 
 def _is_transient(error: Exception) -> bool:

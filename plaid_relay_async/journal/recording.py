@@ -18,7 +18,7 @@ from attrs import define, field
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
 from plaid_relay_async.errors import DuplicateRequestError, JournalError, OutcomeUnknownError
-from plaid_relay_async.journal.database import closed_error
+from plaid_relay_async.journal.database import JOURNAL
 from plaid_relay_async.journal.decisions import (
     PairPolicy,
     RejectDuplicate,
@@ -174,7 +174,7 @@ class CallCoordinator:
             JournalError: the journal is being closed.
         """
         if self.writer.closing:
-            raise closed_error()
+            raise JOURNAL.closed_error()
         self._in_flight.add(pair)
         if self._drain_task is None or self._drain_task.done():
             self._drain_task = asyncio.create_task(self._keep_loop_running())

@@ -1,4 +1,4 @@
-"""Rotation: a column of secrets is encrypted again with the first of the keys."""
+"""Rotation: re-encrypt a column of secrets with the first key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 async def reencrypt_column(
     run_transaction: RunTransaction, keyring: Keyring, secret: Column[Any], page_size: int
 ) -> int:
-    """Encrypt with the first key all values of a column that aren't, and return their number.
+    """Re-encrypt the values of a column that aren't encrypted with the first key, and return their number.
 
     Other processes may write meanwhile.
 

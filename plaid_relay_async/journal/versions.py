@@ -1,4 +1,4 @@
-"""The version of a store's tables: each store has a table for it, so that none locks another one out."""
+"""The version of a store's tables. Each store has its own, so two stores in one database are independent."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from plaid_relay_async.display import escape_surrogates
-from plaid_relay_async.journal.database import closed_error
+from plaid_relay_async.journal.database import JOURNAL
 from plaid_relay_async.journal.decisions import Row
 from plaid_relay_async.journal.group_commit import GroupExecutor
 from plaid_relay_async.journal.schema import CreationState, now
@@ -307,8 +307,8 @@ class Writer:
         """Accept no further intent or look-up. Outcomes are still written, but no transaction is repeated."""
         self.closing = True
         self._retry_seconds = 0.0
-        self._pair_lookups.stop(closed_error)
-        self._token_lookups.stop(closed_error)
+        self._pair_lookups.stop(JOURNAL.closed_error)
+        self._token_lookups.stop(JOURNAL.closed_error)
 
     async def close(self, *, drained: bool) -> None:
         """Stop writing, and deregister the worker.
@@ -318,7 +318,7 @@ class Writer:
         Args:
             drained: whether no request is in flight.
         """
-        self._commands.stop(closed_error)
+        self._commands.stop(JOURNAL.closed_error)
         await self._commands.drain()
         if self._retry_timer is not None:
             self._retry_timer.cancel()

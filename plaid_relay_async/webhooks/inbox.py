@@ -42,7 +42,7 @@ class WebhookState(enum.StrEnum):
     """Its handler hasn't succeeded yet."""
     DONE = "done"
     DEAD = "dead"
-    """Its handler has failed too often; it is a dead letter. `redeliver` makes it pending again."""
+    """Its handler has failed too often, so it is a dead letter. `redeliver` makes it pending again."""
 
 
 @frozen
@@ -58,7 +58,7 @@ class IncomingWebhook:
 
     body: bytes = field(repr=False)
     sent_at: float
-    pair: str | None = field(default=None, repr=False)  # as secret as the URL
+    pair: str | None = None
     message_id: str | None = None
 
 
@@ -83,7 +83,7 @@ class StoredWebhook:
     body: bytes | None = field(repr=False)
     sent_at: float
     received_at: float
-    pair: str | None = field(repr=False)  # as secret as the URL
+    pair: str | None
     message_id: str | None
     state: WebhookState
     attempts: int

@@ -58,7 +58,7 @@ class _CacheEntry:
 
 @define
 class _Budget:
-    """Permits look-ups: `BUDGET` at once, and then `BUDGET_PER_SECOND`."""
+    """Permits look-ups: `BUDGET` immediately, and then `BUDGET_PER_SECOND`."""
 
     left: float
     updated_at: float

@@ -7,11 +7,9 @@ import sys
 import time
 
 import pytest
-from canaries import CREDENTIALS
 from processes import running_process_async
 from webhook_receiving import ready, stored
 
-from plaid_relay_async import RelayClient
 from plaid_relay_async.inbox import SQLInbox
 from plaid_relay_async.simulator import sign_webhook
 from plaid_relay_async.webhooks import WebhookReceiver, WebhookRouter, WebhookState
@@ -40,12 +38,6 @@ async def main(path, key):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-@pytest.fixture
-async def client(plaid):
-    async with RelayClient(CREDENTIALS, base_url=plaid.url) as relay_client:
-        yield relay_client
 
 
 async def test_a_killed_worker_is_replaced(client, tmp_path):

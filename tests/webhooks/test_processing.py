@@ -32,11 +32,6 @@ FAST = {"backoff": 0.001, "max_backoff": 0.01}
 
 
 @pytest.fixture
-def inbox():
-    return FaultyInbox()
-
-
-@pytest.fixture
 def router():
     return WebhookRouter()
 
@@ -214,7 +209,7 @@ async def test_an_undocumented_webhook_without_a_handler(inbox, router, new_rece
 
 
 async def test_concurrency(inbox, router, new_receiver):
-    """As many handlers run at once as allowed, and no more."""
+    """As many handlers run concurrently as `concurrency` permits, and no more."""
     running = highest = 0
 
     @router.default
@@ -265,7 +260,7 @@ async def test_a_handler_that_takes_too_long(inbox, router, new_receiver):
 
 
 async def test_a_handler_that_is_cancelled_by_itself(inbox, router, new_receiver):
-    """A handler that awaits a cancelled task has failed; the receiver goes on."""
+    """A handler that awaits a cancelled task has failed; the receiver continues."""
 
     @router.default
     async def handle(delivery):
@@ -364,7 +359,7 @@ async def test_a_lease_is_renewed_while_the_handler_runs(router, new_receiver, i
 
 
 async def test_a_renewal_during_the_end_of_a_lease(inbox, router, new_receiver, caplog):
-    """A renewal that the inbox executes after the result isn't taken for a lost lease."""
+    """A renewal that the inbox executes after the result doesn't look like a lost lease."""
 
     @router.default
     async def handle(delivery):
@@ -466,7 +461,7 @@ async def test_a_broken_inbox_is_reported_at_once(router, caplog):
 
 
 async def test_leaving_drains(inbox, router, new_receiver):
-    """Leaving the receiver waits for a running handler, and starts no other."""
+    """At its end, the receiver waits for a running handler, and starts no other."""
     started, finished = asyncio.Event(), []
 
     @router.default
@@ -484,7 +479,7 @@ async def test_leaving_drains(inbox, router, new_receiver):
 
 
 async def test_a_handler_that_is_running_at_the_end_is_cancelled(inbox, router, new_receiver, caplog):
-    """A handler that takes longer than the drain is cancelled, and its webhook is due at once."""
+    """A handler that takes longer than the drain is cancelled, and its webhook is due immediately."""
     caplog.set_level(logging.INFO, logger="plaid_relay_async")
     started, cancelled = asyncio.Event(), []
 
@@ -544,7 +539,7 @@ async def test_a_handler_that_ends_although_it_is_cancelled(inbox, router, new_r
 
 
 def test_a_handler_that_does_not_end(inbox, router, new_receiver, caplog):
-    """A handler that goes on although it was cancelled delays the end by some seconds at most."""
+    """A handler that continues although it was cancelled delays the end by some seconds at most."""
 
     async def serve() -> float:
         started, released = asyncio.Event(), asyncio.Event()
@@ -566,7 +561,7 @@ def test_a_handler_that_does_not_end(inbox, router, new_receiver, caplog):
         return seconds
 
     assert 6 <= run_virtually(serve()) < 7
-    assert "don't end although they were cancelled: 1" in caplog.text
+    assert "haven't ended although they were cancelled: 1" in caplog.text
 
 
 async def test_an_inbox_that_hangs_at_the_end(inbox, router, new_receiver):
@@ -578,7 +573,7 @@ async def test_an_inbox_that_hangs_at_the_end(inbox, router, new_receiver):
 
 
 async def test_leaving_during_a_lease(inbox, router, new_receiver):
-    """A webhook that was leased when the receiver was left is still handled."""
+    """A webhook that was leased when the receiver was closed is still handled."""
 
     @router.default
     async def handle(delivery): ...
@@ -599,7 +594,7 @@ async def test_leaving_at_once(inbox, router, new_receiver):
 
 
 async def test_leaving_while_nothing_is_leased(inbox, router, new_receiver):
-    """If the inbox returns no lease after the receiver was left, the receiver doesn't wait for one."""
+    """If the inbox returns no lease after the receiver was closed, the receiver doesn't wait for one."""
     inbox.delays["lease"] = 0.1
     async with asyncio.timeout(5):
         async with new_receiver():

@@ -9,11 +9,10 @@ from collections import Counter
 from random import Random
 
 import pytest
-from canaries import CREDENTIALS, assert_error_is_clean, assert_no_canary
-from support import QUICK
+from canaries import assert_error_is_clean, assert_no_canary
 from webhook_receiving import FaultyInbox, InboxError, ready, stored
 
-from plaid_relay_async import ConfigurationError, RelayClient
+from plaid_relay_async import ConfigurationError
 from plaid_relay_async.simulator import Fault, sign_webhook
 from plaid_relay_async.webhooks import (
     MemoryInbox,
@@ -33,22 +32,6 @@ from plaid_relay_async.webhooks import (
 PAIR = "0123456789abcdef" * 2
 BODY = ready()
 JSON = ("content-type", "application/json")
-
-
-@pytest.fixture
-async def client(plaid):
-    async with RelayClient(CREDENTIALS, base_url=plaid.url, retry=QUICK) as relay_client:
-        yield relay_client
-
-
-@pytest.fixture
-def inbox():
-    return FaultyInbox()
-
-
-@pytest.fixture
-def reasons():
-    return []
 
 
 @pytest.fixture
@@ -346,7 +329,7 @@ async def test_a_failing_callback_changes_nothing(client, inbox, caplog):
 
 
 async def test_a_closed_receiver_refuses(client, inbox):
-    """A receiver that was left refuses with 503; one that was never entered receives."""
+    """A receiver that was closed refuses with 503; one that was never entered receives."""
     receiver = WebhookReceiver(client.webhooks, inbox)
     assert (await respond(receiver)).status == 200
     async with receiver as entered:

@@ -89,7 +89,7 @@ MAP = {
         ("aiohttp", "attrs", "cattrs", "prometheus_client"),
     ),
     "cli": AllowedImports(
-        (*CORE, "client", "limits", "journal", "simulator", "gateway", "__init__"),
+        (*CORE, "webhooks", "client", "limits", "journal", "inbox", "simulator", "gateway", "__init__"),
         ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich"),
     ),
     "__init__": AllowedImports((*CORE, "client")),

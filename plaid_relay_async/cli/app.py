@@ -62,6 +62,7 @@ from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import parse_clients, serve_simulator
 from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.cli.survey import InputSurvey
+from plaid_relay_async.cli.webhooks import webhooks
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, __version__
 from plaid_relay_async.errors import ResponseDecodeError
@@ -91,7 +92,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (gateway, runs, status, export, forget, rotate):
+for command in (gateway, webhooks, runs, status, export, forget, rotate):
     app.command(command)
 
 
@@ -434,4 +435,4 @@ def run_command(argv: Sequence[str]) -> int:
 def _redact_values(text: str, argv: Sequence[str]) -> str:
     """Redact the arguments in a message of cyclopts, except command names: one may be a token."""
     values = {arg.partition("=")[2] if arg.startswith("-") else arg for arg in argv}
-    return redact_words(text, values - {"", *app, *gateway, *keys})
+    return redact_words(text, values - {"", *app, *gateway, *keys, *webhooks})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from attrs import frozen
 from cyclopts import Parameter
 
 from plaid_relay_async.cli.arguments import read_value
-from plaid_relay_async.cli.messages import UsageError
+from plaid_relay_async.cli.messages import UsageError, naming_extra
 from plaid_relay_async.cli.signals import signals
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ _JOURNAL_URL = Parameter(
 OptionalJournalURL: TypeAlias = Annotated[str | None, _JOURNAL_URL]
 KeyFileOption: TypeAlias = Annotated[
     Path | None,
-    Parameter(help="File (mode 0600) with one or more journal keys, in place of PLAID_RELAY_KEY."),
+    Parameter(help="File (mode 0600) with one or more encryption keys, in place of PLAID_RELAY_KEY."),
 ]
 RunName: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
+StoreT = TypeVar("StoreT", bound=AbstractAsyncContextManager[Any])
 SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
 
 
@@ -36,10 +38,8 @@ SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip 
 
 def _build_journal(url: str, **settings: Any) -> Journal:
     # Imported here, because the journal requires an extra that other commands don't need.
-    try:
+    with naming_extra():
         from plaid_relay_async.journal import Journal
-    except ModuleNotFoundError as error:
-        raise UsageError(str(error)) from None
     return Journal(url, **settings)
 
 
@@ -149,11 +149,11 @@ class ExistingJournal:
         return run_query(self.build_journal(), query)
 
 
-def run_query(journal: Journal, query: Callable[[Journal], Awaitable[Any]]) -> Any:
-    """Open a journal, run a query, close the journal, and return the result."""
+def run_query(store: StoreT, query: Callable[[StoreT], Awaitable[Any]]) -> Any:
+    """Open a journal or an inbox, run a query, close it, and return the result."""
 
     async def run() -> Any:
-        async with journal:
-            return await query(journal)
+        async with store:
+            return await query(store)
 
     return signals.run(run())

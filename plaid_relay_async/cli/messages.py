@@ -7,9 +7,13 @@ import enum
 import io
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.redaction import redact_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAX_LINE_LENGTH = 2_000  # characters of a line that is shown
 _RESERVED_DESCRIPTORS = 32  # for the files that the command itself opens
@@ -27,6 +31,18 @@ class ExitStatus(enum.IntEnum):
 
 class UsageError(Exception):
     """The command line or the input is invalid; each argument is one line of the message."""
+
+
+@contextlib.contextmanager
+def naming_extra() -> Iterator[None]:
+    """Raise `UsageError` with the text of an import error, which names the extra that isn't installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        problem = str(error)
+    else:
+        return
+    raise UsageError(problem)
 
 
 class StderrWriter(io.TextIOBase):

@@ -235,7 +235,7 @@ class Output:
 
     def _encode(self, line: _OutcomeLine) -> bytes:
         if not self._as_csv:
-            return _escape_for_terminal(self._file, json.dumps(line.fields).encode() + b"\n")
+            return escape_for_terminal(self._file, json.dumps(line.fields).encode() + b"\n")
         header = _csv_row(line.fields) if self._needs_header else b""
         return header + _csv_row(_csv_cell(*field) for field in line.fields.items())
 
@@ -303,7 +303,7 @@ def write_all(file: io.FileIO, data: bytes) -> None:
     Raises:
         OSError: the data can't be written.
     """
-    data, written = _escape_for_terminal(file, data), 0
+    data, written = escape_for_terminal(file, data), 0
     try:
         while written < len(data):
             # In non-blocking mode, which the other end of a pipe can set, a write to a full pipe returns
@@ -315,7 +315,8 @@ def write_all(file: io.FileIO, data: bytes) -> None:
         raise
 
 
-def _escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
+def escape_for_terminal(file: io.FileIO, data: bytes) -> bytes:
+    """Return the data with escapes for invisible characters, if the file is a terminal."""
     return escape_json(data) if file.isatty() else data
 
 

@@ -169,19 +169,24 @@ class AuditFile(logging.Handler):
             self._failing = False
 
 
-@contextlib.contextmanager
-def audit_log(file: AuditFile | None) -> Iterator[None]:
+def audit_log(file: AuditFile | None) -> contextlib.AbstractContextManager[None]:
     """Send audit lines to a file or to standard error; at the end, restore the logger, and close the file."""
-    handler = logging.StreamHandler(StderrWriter()) if file is None else file
-    before = _AUDIT_LOGGER.level, _AUDIT_LOGGER.propagate
-    _AUDIT_LOGGER.setLevel(logging.INFO)
-    _AUDIT_LOGGER.propagate = False
-    _AUDIT_LOGGER.addHandler(handler)
+    return handling_log(_AUDIT_LOGGER, logging.StreamHandler(StderrWriter()) if file is None else file)
+
+
+@contextlib.contextmanager
+def handling_log(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """Pass what a logger logs at level INFO or above to a handler alone; at the end, close the handler."""
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        _AUDIT_LOGGER.removeHandler(handler)
-        _AUDIT_LOGGER.level, _AUDIT_LOGGER.propagate = before
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
         handler.close()
 
 

@@ -81,7 +81,7 @@ class NewRow:
     report_digest: str | None
     body: str = field(repr=False)
     sent_at: float
-    pair: str | None
+    pair: str | None = field(repr=False)
     message_id: str | None
 
     def columns(self) -> dict[str, Any]:

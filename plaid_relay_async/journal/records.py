@@ -66,7 +66,7 @@ class PairRecord:
         retrieved_at: when the partner first retrieved the report.
     """
 
-    pair_id: str
+    pair_id: str = field(repr=False)  # as secret as the URL of which it is a part
     run: str
     secondary_client_id: str
     outcome: str

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from plaid_relay_async.journal.decisions import IN_DOUBT, STARTABLE
+from plaid_relay_async.journal.decisions import IN_DOUBT, ISSUED, STARTABLE
 from plaid_relay_async.journal.schema import CreationState, entries, entry_columns, now
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _NEW_ROW_COLUMNS = ("id", "run_id", "pair", "partner", "worker_id", "attempts")
 NO_WORKER: Final = 0  # no worker has this ID: IDs start at 1
+_CLOCK_SKEW: Final = 300.0  # seconds between the clocks of Plaid and of the database, at most
 # States in which a row may hold its pair.
 _HOLDING_STATES = (CreationState.CREATED, CreationState.REMOVING, *IN_DOUBT)
 _OUTCOME_COLUMNS = (
@@ -106,9 +107,10 @@ class Statements:
             afterwards.
         select_pairs: selects the rows that hold pairs, and the run's current rows for them.
         select_by_digest: selects the rows of tokens by the tokens' digests.
-        record_retrieval: records that a partner has retrieved a report, in the row that holds the pair or, if
-            none does, in the latest row with an attempt; returns the ID of the row. The earliest time is
-            kept.
+        record_retrieval: records that a partner has retrieved a report, in the row whose token explains it:
+            the row that holds the pair, unless it is in doubt and the pair has a recorded token, or had one
+            before that row's attempt; if no row holds the pair, in the latest one with an attempt. Returns
+            the ID of the row. The earliest time is kept.
         select_former_pairs: selects, by the former names of pairs, the IDs of the rows that hold or have held
             these pairs and of the run's current rows for them, each with the current name of its pair.
         rename_pairs: renames the pairs of rows. Afterwards `reassign_holding` must run.
@@ -346,19 +348,29 @@ class Statements:
     @staticmethod
     def _record_retrieval() -> Any:
         row, at = entries.alias("row"), func.coalesce(bindparam("time", type_=Float), now())
-        of_pair = select(row.c.id).where(row.c.pair == bindparam("pair_id"))
-        holding = of_pair.where(row.c.holds_pair == true())
-        # The last two conditions are those of the partial index "relay_entries_heirs".
-        latest = (
-            of_pair.where(row.c.holds_pair == false(), row.c.begun_at.is_not(None))
-            .order_by(row.c.begun_at.desc(), row.c.id.desc())
-            .limit(1)
+        # An attempt in doubt gets a proof only if no recorded token explains the retrieval: a token that may
+        # be valid, or one that was removed before the attempt began.
+        holds_pair = row.c.holds_pair == true()
+        had_begun = row.c.begun_at <= at + _CLOCK_SKEW
+        rank = case(
+            (and_(holds_pair, row.c.state.not_in(IN_DOUBT)), 1),
+            (row.c.state.in_(ISSUED), 2),
+            (and_(holds_pair, had_begun), 3),
+            (and_(row.c.state == CreationState.REMOVED, had_begun), 4),
+            (holds_pair, 5),
+            else_=6,
         )
-        chosen = func.coalesce(holding.scalar_subquery(), latest.scalar_subquery())
+        of_pair = select(row.c.id, row.c.begun_at, rank.label("rank")).where(
+            row.c.pair == bindparam("pair_id")
+        )
+        # There are two queries, so that each one uses its partial index.
+        has_held = and_(row.c.holds_pair == false(), row.c.begun_at.is_not(None))
+        rows = of_pair.where(holds_pair).union_all(of_pair.where(has_held)).subquery("rows")
+        best = select(rows.c.id).order_by(rows.c.rank, rows.c.begun_at.desc(), rows.c.id.desc()).limit(1)
         earliest = case((entries.c.retrieved_at <= at, entries.c.retrieved_at), else_=at)
         return (
             update(entries)
-            .where(entries.c.id == chosen)
+            .where(entries.c.id == best.scalar_subquery())
             .values(retrieved_at=earliest)
             .returning(entries.c.id)
         )

@@ -58,7 +58,7 @@ class IncomingWebhook:
 
     body: bytes = field(repr=False)
     sent_at: float
-    pair: str | None = None
+    pair: str | None = field(default=None, repr=False)  # as secret as the URL
     message_id: str | None = None
 
 
@@ -83,7 +83,7 @@ class StoredWebhook:
     body: bytes | None = field(repr=False)
     sent_at: float
     received_at: float
-    pair: str | None
+    pair: str | None = field(repr=False)  # as secret as the URL
     message_id: str | None
     state: WebhookState
     attempts: int

@@ -18,7 +18,7 @@ from attrs import Attribute, field, frozen
 
 from plaid_relay_async.cancellation import wait_until_done
 from plaid_relay_async.config import check_count, check_seconds
-from plaid_relay_async.errors import PlaidRelayError
+from plaid_relay_async.errors import PlaidAPIError, PlaidRelayError, reason_of
 from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.webhooks.errors import WebhookDecodeError
 from plaid_relay_async.webhooks.parsing import parse_leniently
@@ -67,6 +67,8 @@ class ProcessingSettings:
 
 def describe_error(error: BaseException) -> str:
     """Return the text of an error of this package, or the class of another one, which may quote a payload."""
+    if isinstance(error, PlaidAPIError):
+        return reason_of(error)  # Plaid's text may quote the ID of a key, which is the sender's choice
     return str(error) if isinstance(error, PlaidRelayError) else type(error).__name__
 
 
@@ -207,7 +209,9 @@ class WebhookProcessor:
             async with asyncio.timeout(self._settings.handler_timeout):
                 return await self._deliver(lease)
         except asyncio.CancelledError as error:
-            if not self._stopping:  # the handler has awaited something that was cancelled
+            # All handlers are cancelled at the end of the drain, or if a program cancels all of its tasks.
+            assert self._task is not None  # noqa: S101  # it runs this handler
+            if not self._task.cancelling():  # the handler has awaited something that was cancelled
                 return self._after_failure(lease, error)
             _log.info("the handler of webhook %s was cancelled; it will run again", webhook.id)
             return partial(self._inbox.retry, lease, delay=0.0, error=type(error).__name__)
@@ -279,6 +283,7 @@ def _to_delivery(
         attempt=webhook.attempts,
         sent_at=webhook.sent_at,
         received_at=webhook.received_at,
+        pair_id=webhook.pair,
         pair=pair,
     )
 

@@ -78,8 +78,9 @@ class Delivery(Generic[E_co]):
         attempt: 1 if the handler runs for the first time.
         sent_at: when Plaid signed or first sent the webhook, in seconds of Unix time.
         received_at: when it was stored, in seconds of Unix time.
-        pair: the pair in its URL; `None` if there is none, or the receiver has no journal, or the journal
-            doesn't know the pair.
+        pair_id: the pair ID in its URL, or `None`.
+        pair: that pair; `None` if there is none, or the receiver has no journal, or the journal doesn't know
+            the pair.
     """
 
     event: E_co = field(repr=lambda event: type(event).__name__)
@@ -88,6 +89,7 @@ class Delivery(Generic[E_co]):
     attempt: int
     sent_at: float
     received_at: float
+    pair_id: str | None = field(default=None, repr=False)
     pair: RetrievedPair | None = field(default=None, repr=False)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -173,6 +174,20 @@ def stdin(monkeypatch) -> Iterator[Callable[..., int]]:
             return writing
 
         yield stdin
+
+
+@pytest.fixture
+def type_answer(monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Replace standard input with a terminal on which a text was typed."""
+    keyboard, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin:
+
+        def type_answer(text: str) -> None:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            os.write(keyboard, text.encode())
+
+        yield type_answer
+    os.close(keyboard)
 
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]

@@ -356,6 +356,7 @@ def test_help_wraps_to_the_width_of_the_terminal():
     """Each paragraph of a help text is one line if the terminal is wide enough."""
     commands = [[name] for name in app.app if name.isalpha()]
     commands += [["gateway", "keys"], *(["gateway", "keys", name] for name in ("add", "list", "revoke"))]
+    commands += [["webhooks", name] for name in app.webhooks if name.isalpha()]
     for command in [[], *commands]:
         printed = io.StringIO()
         app.app.help_print(command, console=Console(file=printed, width=500))

@@ -5,7 +5,6 @@ import csv
 import datetime as dt
 import json
 import os
-import pty
 import sqlite3
 import stat
 import subprocess
@@ -32,20 +31,6 @@ def journal_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
     monkeypatch.setenv("PLAID_RELAY_JOURNAL", str(tmp_path / "relay.db"))
     return tmp_path / "relay.db"
-
-
-@pytest.fixture
-def type_answer(monkeypatch):
-    """Replace standard input with a terminal on which a text was typed."""
-    keyboard, terminal = pty.openpty()
-    with os.fdopen(terminal) as stdin:
-
-        def type_answer(text):
-            monkeypatch.setattr(sys, "stdin", stdin)
-            os.write(keyboard, text.encode())
-
-        yield type_answer
-    os.close(keyboard)
 
 
 def bulk(run, path, *args, name="nov"):

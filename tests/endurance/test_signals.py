@@ -27,6 +27,7 @@ from processes import SIGNALS, ignoring_signals, running_process_async, unread_b
 from plaid_relay_async import RelayClient, RelayCreateRequest
 from plaid_relay_async.cli.app import app
 from plaid_relay_async.cli.gateway import keys
+from plaid_relay_async.cli.webhooks import webhooks
 from plaid_relay_async.gateway import KeyFile
 from plaid_relay_async.simulator import Fault, Simulator
 
@@ -68,13 +69,31 @@ DOCUMENTED = documented_effects()
 
 def test_every_command_is_in_the_table():
     """docs/command.md documents the effect of signals on each command."""
-    commands = {name for name in app if name.isalpha()} | {
-        f"gateway keys {name}" for name in keys if name.isalpha()
-    }
+    commands = {name for name in app if name.isalpha()} - {"webhooks"}
+    commands |= {f"gateway keys {name}" for name in keys if name.isalpha()}
+    commands |= {f"webhooks {name}" for name in webhooks if name.isalpha()}
     assert set(DOCUMENTED) == commands
 
 
 # ------------------------------------------------------------------------------------------ one command
+
+
+def _arguments_of_queries(address: str) -> dict[str, list[str]]:
+    """Return the arguments of each command that waits for a server that doesn't respond."""
+    url = f"postgresql://user@{address}/database"
+    journal, store = ["--journal", url], ["--store", url]
+    return {
+        "runs": journal,
+        "rotate": journal,
+        "status": ["r", *journal],
+        "export": ["r", *journal],
+        "forget": ["r", "--yes", *journal],
+        "webhooks stored": store,
+        "webhooks rotate": store,
+        "webhooks redeliver": ["id", *store],
+        "webhooks discard": ["id", "--yes", *store],
+        "webhooks send": [f"http://{address}/"],
+    }
 
 
 class Stage:
@@ -106,12 +125,13 @@ class Stage:
         """Start a command; return its process and a function that returns whether it waits."""
         self.plaid.clear_faults()
         number = next(self.numbers)
-        url = f"postgresql://user@127.0.0.1:{self.database.getsockname()[1]}/database"
-        journal = ["--journal", url]
         partners, tokens = self.folder / "partners.csv", self.folder / "tokens.jsonl"
         requests, connections = len(self.plaid.requests), len(self.connections)
         is_in_flight = lambda: len(self.plaid.requests) > requests  # noqa: E731
         is_connected = lambda: len(self.connections) > connections  # noqa: E731
+        address = f"127.0.0.1:{self.database.getsockname()[1]}"
+        if command in (queries := _arguments_of_queries(address)):
+            return self._start(command, *queries[command]), is_connected
         match command:
             case "bulk":
                 args = [partners, "--report-token", REPORT, "--concurrency", 2]
@@ -127,17 +147,15 @@ class Stage:
                 args = ["credit-relay-sandbox-1"]
             case "pdf":
                 args = ["credit-relay-sandbox-1", "--output", "-"]
-            case "runs" | "rotate":
-                return self._start(command, *journal), is_connected
-            case "status" | "export":
-                return self._start(command, "r", *journal), is_connected
-            case "forget":
-                return self._start(command, "r", "--yes", *journal), is_connected
             case "gateway keys add" | "gateway keys revoke" | "gateway keys list":
                 return self._start_keys(command, self.folder / f"keys{number}")
+            case "webhooks list":
+                args = []
+            case "webhooks recover":
+                args = ["--store", self.folder / f"store{number}.db"]
             case _:  # a server, or the demo
                 process = self._start(command)
-                return process, process.stdout.readline
+                return process, (process.stderr if command == "webhooks listen" else process.stdout).readline
         # The calls of commands that drain take long enough to be in flight; the others take longer than the test.
         self.plaid.fail(Fault(latency=1.0 if command in {"bulk", "fetch", "revoke", "create"} else 60.0))
         return self._start(command, *args), is_in_flight

@@ -116,6 +116,7 @@ async def test_a_retrieval_is_recorded_once(plaid, client, report, url):
     record = await retrieve(url)
     assert (record.run, record.secondary_client_id, record.outcome) == ("x", "p0", "created")
     assert before < record.retrieved_at < before + dt.timedelta(minutes=5)
+    assert record.pair_id not in repr(record)
     assert await retrieve(url) == record
     async with Journal(url, key=KEY) as journal:
         early = await journal.record_retrieval(record.pair_id, retrieved_at=EARLY)
@@ -276,6 +277,40 @@ async def test_a_retry_belongs_to_the_latest_attempt(plaid, client, report, url)
         # The earlier attempt holds the pair again.
         assert (await retrieve(url)).outcome == "unknown"
         assert (await journal.status("x")).unknown_with_token == 1
+
+
+async def test_a_late_webhook_of_a_removed_token_is_no_proof_of_a_later_attempt(plaid, client, report, url):
+    """It was sent before the attempt began. A webhook that is sent afterwards is a proof."""
+    result, _ = await create_in_run(client, report, url, "x")
+    async with Journal(url, run="x", key=KEY) as journal:
+        await client.relay.remove(result.created[0].relay_token, journal=journal)
+    await execute(url, update(entries).values(begun_at=entries.c.begun_at - 86_400))
+    await make_unknown(plaid, client, report, url)
+    async with Journal(url, run="x", key=KEY) as journal:
+        pair_id = (await pair_ids(url))["p0"]
+        before = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+        assert (await journal.record_retrieval(pair_id, retrieved_at=before)).outcome == "removed"
+        assert (await journal.status("x")).unknown_with_token == 0
+        assert (await journal.record_retrieval(pair_id)).outcome == "unknown"
+        assert (await journal.status("x")).unknown_with_token == 1
+
+
+async def test_a_retrieval_with_a_recorded_token_is_no_proof_of_another_one(plaid, client, report, url):
+    """While a run adds a token to a pair, a retrieval belongs to the token that the pair already has."""
+    await create_in_run(client, report, url, "x")
+    async with (
+        gated_responses() as responses,
+        RelayClient(OWNER, base_url=plaid.url, session=responses.session) as late,
+        Journal(url, run="y", key=KEY, on_existing="create") as journal,
+    ):
+        creating = asyncio.ensure_future(late.relay.create([report], "p0", journal=journal))
+        await responses.held.wait()
+        record = await retrieve(url)
+        assert (record.run, record.outcome) == ("x", "created")
+        responses.gate.set()
+        await creating
+        (added,) = await read_records(journal, "y")
+    assert (added.outcome, added.retrieved_at) == ("created", None)
 
 
 @asynccontextmanager

@@ -76,7 +76,7 @@ async def test_a_handler_gets_its_delivery(inbox, router, new_receiver):
     assert delivery.event.asset_report_id == "canary-report-1"
     assert delivery.body == ready()
     assert delivery.idempotency_key == webhook.id
-    assert (delivery.attempt, delivery.pair) == (1, None)
+    assert (delivery.attempt, delivery.pair_id, delivery.pair) == (1, PAIR, None)
     assert (delivery.sent_at, delivery.received_at) == (webhook.sent_at, webhook.received_at)
     assert_no_canary(repr(delivery))
     assert "event=AssetsProductReadyWebhook" in repr(delivery)
@@ -499,6 +499,25 @@ async def test_a_handler_that_is_running_at_the_end_is_cancelled(inbox, router, 
     assert "will run again: 1" in caplog.text
     (lease,) = await inbox.lease(1)
     assert (lease.webhook.attempts, lease.webhook.error) == (2, "CancelledError")
+
+
+def test_a_program_that_cancels_all_of_its_tasks(inbox, router, new_receiver, clean_logs):
+    """A handler that is cancelled because the program ends hasn't failed, although the receiver wasn't left."""
+
+    async def serve() -> None:
+        started = asyncio.Event()
+
+        @router.default
+        async def handle(delivery):
+            started.set()
+            await asyncio.sleep(60)
+
+        await new_receiver(max_attempts=1).__aenter__()
+        await put(inbox)
+        await started.wait()
+
+    asyncio.run(serve())
+    assert asyncio.run(state_of(inbox)) is WebhookState.PENDING
 
 
 async def test_a_handler_that_ends_although_it_is_cancelled(inbox, router, new_receiver):

@@ -106,6 +106,17 @@ async def test_a_failed_lookup_makes_plaid_send_it_again(receiver, plaid, reason
         await receiver.receive(BODY, sign_webhook(BODY), "/plaid")
 
 
+async def test_the_log_of_a_failed_lookup_quotes_nothing(receiver, plaid, clean_logs):
+    """Plaid's text may quote the ID of the key, which the sender has chosen; the log has only the error code."""
+    error = {"error_type": "INVALID_REQUEST", "error_code": "INVALID_FIELD", "error_message": "canary-key"}
+    plaid.fail(Fault(status=400, body=error))
+    assert (await respond(receiver)).status == 503
+    records = [record for record in clean_logs.records if record.name == "plaid_relay_async.webhooks"]
+    assert [each.getMessage() for each in records] == [
+        "a webhook wasn't stored: key_lookup_failed (INVALID_FIELD)"
+    ]
+
+
 async def test_a_failing_inbox_makes_plaid_send_it_again(receiver, inbox, reasons, clean_logs):
     """If the inbox fails, the status is 503, and the text of its error stays out of the log."""
     inbox.failures["add"] = 2

@@ -26,7 +26,7 @@ _MARKER = (
     "the state of the test's simulator of Plaid, and whether the test may lose relay tokens."
 )
 _SERVER_FIXTURE = "plaid_simulator_server"
-_FIXTURES = {"plaid_simulator", _SERVER_FIXTURE, "relay_client"}
+_FIXTURES = {"plaid_simulator", _SERVER_FIXTURE}
 _ASYNCIO_FIXTURES = "plaid_relay_async_asyncio_fixtures"
 _LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
@@ -168,7 +168,10 @@ def plaid_simulator_server(pytestconfig: pytest.Config) -> SimulatorThread:
 
 
 @pytest.fixture
-def relay_client(request: pytest.FixtureRequest) -> Any:
+def relay_client(
+    request: pytest.FixtureRequest,
+    plaid_simulator: SimulatorThread,  # noqa: ARG001  # so that a test of this client is one that uses the simulator
+) -> Any:
     """An open `RelayClient` of `plaid_simulator`, in the event loop of the test."""
     return request.getfixturevalue(_client_fixture(request))
 

@@ -23,12 +23,12 @@ class SimulatorThread(Simulator):
     `asyncio.run(plaid.advance(60))`. A test that blocks its thread doesn't block the server.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="plaid-simulator", daemon=True)
+    _loop: asyncio.AbstractEventLoop
+    _thread: threading.Thread
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="plaid-simulator", daemon=True)
         self._thread.start()
         try:
             self.run(self.start())
@@ -56,5 +56,6 @@ class SimulatorThread(Simulator):
 
     async def advance(self, seconds: float = 0.0) -> None:
         """Move the simulator's time forward, as `Simulator.advance` does, from any event loop."""
+        _ = self.url  # it raises an error if the server, and so the event loop, doesn't run
         # Receivers may run in the event loop of the caller, so this method must not block it.
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(super().advance(seconds), self._loop))

@@ -115,6 +115,38 @@ def test_a_synchronous_test_has_no_client(suite):
     result.stdout.fnmatch_lines(["*relay_client is for asynchronous tests*"])
 
 
+def test_test_cases_of_unittest(suite):
+    """Test cases of unittest may use the simulators, and a failed one is reported once."""
+    source = """
+import asyncio
+import unittest
+import pytest
+from plaid_relay_async import RelayClient
+from plaid_relay_async.testing import Fault
+
+async def create():
+    async with RelayClient() as client:
+        await client.relay.create(["report-1"], "partner-1")
+
+@pytest.mark.usefixtures("plaid_simulator_server")
+@pytest.mark.plaid(reports=["report-1"])
+class TestCreation(unittest.TestCase):
+    def test_success(self):
+        asyncio.run(create())
+
+    @pytest.mark.plaid(faults=[Fault(when="after", close=True, times=1)])
+    def test_failure(self):
+        asyncio.run(create())
+
+@pytest.mark.usefixtures("plaid_simulator")
+@pytest.mark.plaid(reports=["report-1"])
+class TestAsynchronousCreation(unittest.IsolatedAsyncioTestCase):
+    async def test_success(self):
+        await create()
+"""
+    run(suite, source).assert_outcomes(passed=2, failed=1)
+
+
 def test_processes_of_xdist_have_their_own_simulators(suite):
     """With pytest-xdist, each process has its own simulators, and their teardown checks work."""
     source = CREATION.format(marker="@pytest.mark.parametrize('number', range(4))").replace(

@@ -49,3 +49,14 @@ def test_the_thread_ends_with_the_block():
         with pytest.raises(OSError, match=str(port)), SimulatorThread(port=port):
             pass
     assert "plaid-simulator" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_the_time_of_a_simulator_that_is_not_started():
+    """advance() raises the simulator's error before the block and after it."""
+    plaid = SimulatorThread()
+    with pytest.raises(RuntimeError, match="not started"):
+        asyncio.run(plaid.advance(60))
+    with plaid:
+        asyncio.run(plaid.advance(60))
+    with pytest.raises(RuntimeError, match="not started"):
+        asyncio.run(plaid.advance(60))

@@ -28,7 +28,7 @@ _RETRY = RetryPolicy(backoff=0.001, max_backoff=0.01)
 _MAX_LISTED = 10
 
 
-@define(kw_only=True, eq=False)
+@define(kw_only=True, eq=False, repr=False)
 class Options:
     """The arguments of the marker `plaid`.
 
@@ -65,7 +65,7 @@ class Options:
         return cls(**options)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Scenario:
     """One test that uses the simulator.
 

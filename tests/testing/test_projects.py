@@ -1,4 +1,4 @@
-"""Projects outside of this package: a FastAPI service and a Django app, whose tests use the plugin."""
+"""Projects outside of this package, whose tests use the plugin, such as a FastAPI service and a Django app."""
 
 from __future__ import annotations
 
@@ -15,14 +15,26 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parent.parent.parent
 PROJECTS = Path(__file__).parent / "projects"
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
-REQUIREMENTS = {"fastapi": ["fastapi", "httpx2"], "django": ["django", "pytest-xdist"]}
+# The packages that each project requires, and the options with which it runs pytest.
+REQUIREMENTS = {
+    "asyncio": ["pytest-asyncio", "pytest-xdist"],
+    "fastapi": ["fastapi", "httpx2"],
+    "django": ["django"],
+}
+OPTIONS = {"asyncio": ["-n", "2"]}
+# The files that testing.md shows.
+SHOWN = [
+    "asyncio/test_sharing",
+    "fastapi/service",
+    "fastapi/test_service",
+    "django/views",
+    "django/test_views",
+]
 
 
-@pytest.mark.parametrize(
-    "name", ["fastapi/service", "fastapi/test_service", "django/views", "django/test_views"]
-)
+@pytest.mark.parametrize("name", SHOWN)
 def test_testing_md_shows_the_files_of_the_projects(name):
-    """The examples of testing.md for FastAPI and Django are the files of the projects."""
+    """The examples of testing.md for asyncio, FastAPI and Django are the files of the projects."""
     assert (PROJECTS / f"{name}.py").read_text(encoding="utf-8") in PAGE
 
 
@@ -59,6 +71,7 @@ def test_a_project_passes_its_own_tests_with_the_wheel(tmp_path, name):
 
 def run_tests(python: str | Path, folder: Path) -> None:
     command = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    command += OPTIONS.get(folder.name, [])
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " 2 passed" in run.stdout

@@ -25,8 +25,9 @@ _MARKER = (
     "plaid(*, reports=(), faults=(), latency=0.0, allow_unclaimed=False): "
     "the state of the test's simulator of Plaid, and whether the test may lose relay tokens."
 )
-_SERVER_FIXTURE = "plaid_simulator_server"
-_FIXTURES = {"plaid_simulator", _SERVER_FIXTURE}
+# A test that requests one of these uses the plugin. The public fixtures request them, and a project may have
+# fixtures of its own with the public names.
+_SCENARIO_FIXTURE, _SERVER_FIXTURE = "_plaid_scenario", "_plaid_server"
 _ASYNCIO_FIXTURES = "plaid_relay_async_asyncio_fixtures"
 _LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
@@ -71,7 +72,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     A fixture that creates a client may be set up before the simulator's, and must not find real credentials.
     """
-    names = _FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    names = {_SCENARIO_FIXTURE, _SERVER_FIXTURE}.intersection(getattr(item, "fixturenames", ()))
     if not names:
         return
     scenario = _prepare(item)
@@ -147,24 +148,33 @@ def _check_end(item: pytest.Item, scenario: Scenario) -> None:
 # -------------------------------------------------------------------------------------------- the fixtures
 
 
+@pytest.fixture(name=_SCENARIO_FIXTURE)
+def _plaid_scenario(request: pytest.FixtureRequest) -> Scenario:
+    return _prepare(request.node)
+
+
+@pytest.fixture(scope="session", name=_SERVER_FIXTURE)
+def _plaid_server(pytestconfig: pytest.Config) -> SimulatorThread:
+    return _running_server(pytestconfig)
+
+
 @pytest.fixture
-def plaid_simulator(request: pytest.FixtureRequest) -> Iterator[SimulatorThread]:
+def plaid_simulator(request: pytest.FixtureRequest, _plaid_scenario: Scenario) -> Iterator[SimulatorThread]:
     """A new simulator of Plaid for the test, with the environment variables of its clients.
 
     It runs in a thread: so a test may use pytest-asyncio, anyio or no event loop at all.
     """
     from plaid_relay_async.testing import SimulatorThread
 
-    scenario = _prepare(request.node)
-    with SimulatorThread(**scenario.state) as simulator:
+    with SimulatorThread(**_plaid_scenario.state) as simulator:
         _use_simulator(request.node, simulator)
         yield simulator
 
 
 @pytest.fixture(scope="session")
-def plaid_simulator_server(pytestconfig: pytest.Config) -> SimulatorThread:
+def plaid_simulator_server(_plaid_server: SimulatorThread) -> SimulatorThread:
     """A simulator of Plaid with the same address for the whole session, which is reset before each test."""
-    return _running_server(pytestconfig)
+    return _plaid_server
 
 
 @pytest.fixture

@@ -205,6 +205,32 @@ def test_after():
     run(suite, source).assert_outcomes(passed=2)
 
 
+def test_a_project_may_have_fixtures_with_the_same_names(suite):
+    """A project's own fixtures with the names of the plugin's take their place, and relay_client can use them."""
+    source = """
+import os
+import pytest
+
+@pytest.fixture
+def plaid_simulator_server():
+    return "mine"
+
+@pytest.fixture
+def plaid_simulator():
+    from plaid_relay_async.testing import SimulatorThread
+    with SimulatorThread(reports=["report-1"]) as plaid:
+        yield plaid
+
+@pytest.mark.plaid("of another plugin")
+@pytest.mark.asyncio
+async def test_it(plaid_simulator_server, relay_client, plaid_simulator):
+    assert os.environ["PLAID_SECRET"] == "real-secret"
+    await relay_client.relay.create(["report-1"], "partner-1")
+    assert len(plaid_simulator.ledger) == 1
+"""
+    run(suite, source).assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize(
     "source", ["def test_it(): ...", "import pytest\n@pytest.mark.plaid\ndef test_it(): ..."]
 )

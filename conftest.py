@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,11 +18,10 @@ from sybil import Sybil
 from sybil.evaluators.python import pad
 from sybil.parsers.myst import CodeBlockParser
 
-from plaid_relay_async.simulator import Simulator
+from plaid_relay_async.testing import SimulatorThread
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
-    from typing import Any
+    from collections.abc import Iterator
 
     from sybil import Example
 
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 class Page:
     """The simulator and the event loop that the examples of one page share."""
 
-    plaid: Simulator
+    plaid: SimulatorThread
     runner: asyncio.Runner
 
 
@@ -43,33 +40,10 @@ def _reset_signals() -> None:
     reset_signals()
 
 
-@contextlib.contextmanager
-def _simulator_in_thread() -> Iterator[Simulator]:
-    """Run a simulator on an event loop in another thread, because an example may block the main thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="simulator")
-    thread.start()
-
-    def run_in_thread(coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=60)
-
-    simulator = Simulator()
-    try:
-        run_in_thread(simulator.start())
-        try:
-            yield simulator
-        finally:
-            run_in_thread(simulator.close())
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     """A simulator and an event loop for one page, with environment variables that point to the simulator."""
-    with _simulator_in_thread() as plaid, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+    with SimulatorThread() as plaid, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLAID_CLIENT_ID", "owner")
         patch.setenv("PLAID_SECRET", "secret-of-the-owner")
         patch.setenv("PLAID_BASE_URL", plaid.url)

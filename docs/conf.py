@@ -21,10 +21,11 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 nitpicky = True
-# Signatures name types of the standard library, aiohttp and redis-py. Their inventories aren't downloaded.
+# Signatures name types of the standard library, aiohttp, pytest and redis-py, whose inventories aren't
+# downloaded.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
-    ("py:.*", r"aiohttp\..*"),
+    ("py:.*", r"(aiohttp|pytest|_pytest)\..*"),
     ("py:class", "Redis|datetime"),
     # Type variables.
     ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([EPQRSTU]|E_co|OutcomeT|ResultT)"),

@@ -1,6 +1,9 @@
 """An asyncio client for Plaid's credit relay, which reports what happened to each request.
 
 See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
+
+PYTEST_DONT_REWRITE: the distribution has a pytest plugin, so pytest would otherwise warn in a process that
+has already imported this package.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -70,6 +70,9 @@ MAP = {
         (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography", "yarl")),
+    "testing": AllowedImports(
+        ("redaction", "client", "simulator", "__init__"), ("aiohttp", "attrs", "pytest")
+    ),
     "gateway": AllowedImports(
         (
             *GROUND_FLOOR,
@@ -126,6 +129,7 @@ LAZY_MODULES = (
     f"{PACKAGE}.cli",
     f"{PACKAGE}.gateway",
     f"{PACKAGE}.webhooks",
+    f"{PACKAGE}.testing",
 )
 
 

@@ -31,6 +31,7 @@ hypothesis.settings.load_profile("without deadline")
 # Plaid's client, Schemathesis and the browser are installed only in the nox sessions that test with them.
 collect_ignore = [
     "plaid_python",
+    "testing/projects",  # test_projects.py runs their tests
     *([] if find_spec("schemathesis") else ["openapi"]),
     *([] if find_spec("playwright") else ["browser"]),
 ]

@@ -44,12 +44,15 @@ class LateOutcomes:
         outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
         self.report(endpoint.path, outcome)
 
+    def is_lost(self, outcome: LateOutcome) -> bool:
+        """Return whether neither a callback nor a journal receives the outcome."""
+        return self._callback is None and not outcome.journalled
+
     def report(self, path: str, outcome: LateOutcome) -> None:
-        """Pass an outcome to the callback, or log it if there is none."""
+        """Pass an outcome to the callback, or log it if it would be lost."""
+        if self.is_lost(outcome):
+            _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
         if self._callback is None:
-            # A recorded outcome isn't lost, so it needs no warning.
-            if not outcome.journalled:
-                _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
             return
         try:
             self._callback(outcome)

@@ -6,7 +6,7 @@ The schedule is that of https://plaid.com/docs/api/webhooks/. Only receivers on 
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -98,6 +98,11 @@ class Deliveries:
     def clear_faults(self) -> None:
         """Remove all rules from the script."""
         self._script.clear()
+
+    @property
+    def unused_faults(self) -> Sequence[WebhookFault]:
+        """The rules in the script that have not applied yet."""
+        return self._script.unused
 
     async def make_due_attempts(self) -> None:
         """Make all attempts that are due, and wait until they have ended."""

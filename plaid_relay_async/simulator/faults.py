@@ -244,6 +244,11 @@ class FaultScript(Generic[_AnyFault]):
         """Remove all rules."""
         self._rules.clear()
 
+    @property
+    def unused(self) -> Sequence[_AnyFault]:
+        """The faults that have not applied yet, except those with `times=0`, which never do."""
+        return [rule.fault for rule in self._rules if not rule.applied and rule.fault.times != 0]
+
     def next_fault(self, *subject: Any, rng: Random | None = None) -> _AnyFault | None:
         """Return the fault to apply, if any, and count it.
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -107,19 +107,30 @@ class Simulator:
     ) -> None:
         self._port = port
         self._clients = None if clients is None else dict(clients)
-        self._latency = latency
-        self.world = World(
-            generation_delay=generation_delay, transactions=transactions, seed=seed, clock=clock
+        self._limits = tuple(limits)
+        self._seed = seed
+        self._new_world = partial(
+            World, generation_delay=generation_delay, transactions=transactions, seed=seed, clock=clock
         )
-        # Not a decorated method: each simulator has its own cache, which is freed with it.
-        self._cached_body = lru_cache(_CACHED_BODIES)(render_unfinished_body)
-        self._script: FaultScript[Fault] = FaultScript(seed)
-        self._deliveries = Deliveries(self.world, seed)
-        self.fail(*faults)
-        self._limiter = RequestLimiter(limits, self.world.time)
-        self._log = RequestLog(_MAX_RECORDED_REQUESTS)
         self._runner: web.ServerRunner | None = None
         self._closing = asyncio.Event()
+        self._set_initial_state(reports, faults, latency)
+
+    def _set_initial_state(
+        self,
+        reports: Iterable[str],
+        faults: Iterable[Fault | WebhookFault],
+        latency: Callable[[], float] | float,
+    ) -> None:
+        self._latency = latency
+        self.world = self._new_world()
+        # Not a decorated method: each simulator has its own cache, which is freed with it.
+        self._cached_body = lru_cache(_CACHED_BODIES)(render_unfinished_body)
+        self._script: FaultScript[Fault] = FaultScript(self._seed)
+        self._deliveries = Deliveries(self.world, self._seed)
+        self.fail(*faults)
+        self._limiter = RequestLimiter(self._limits, self.world.time)
+        self._log = RequestLog(_MAX_RECORDED_REQUESTS)
         self.counts: Counter[str] = Counter()
         self.rate_limited: Counter[str] = Counter()
         for token in reports:
@@ -168,6 +179,30 @@ class Simulator:
         if runner is not None:
             self._closing.set()
             await runner.cleanup()
+
+    async def reset(
+        self,
+        *,
+        reports: Iterable[str] = (),
+        faults: Iterable[Fault | WebhookFault] = (),
+        latency: Callable[[], float] | float = 0.0,
+    ) -> None:
+        """Replace the state by that of a new simulator, at the same address and with the same other settings.
+
+        Requests that wait, because of a latency or a stall, end without a response, and are not executed.
+
+        Args:
+            reports: as for a new simulator.
+            faults: as for a new simulator.
+            latency: as for a new simulator.
+        """
+        await self._deliveries.close()
+        # From here on there is no await: no request can see a part of the new state.
+        self._closing.set()
+        self._closing = asyncio.Event()
+        self._set_initial_state(reports, faults, latency)
+        if self._runner is not None:
+            self._deliveries.start()
 
     @property
     def url(self) -> str:
@@ -316,6 +351,11 @@ class Simulator:
         """Remove all faults from the script."""
         self._script.clear()
         self._deliveries.clear_faults()
+
+    @property
+    def unused_faults(self) -> Sequence[Fault | WebhookFault]:
+        """The faults in the script that have not applied yet, except those with `times=0`."""
+        return (*self._script.unused, *self._deliveries.unused_faults)
 
     async def advance(self, seconds: float = 0.0) -> None:
         """Move the simulator's time forward, and make the attempts to deliver webhooks that become due.

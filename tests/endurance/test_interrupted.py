@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import re
-import threading
 import time
 
 import aiohttp
@@ -17,7 +16,7 @@ from support import CREATE, OWNER, QUICK
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal
-from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.testing import Fault, SimulatorThread
 
 pytestmark = [pytest.mark.may_block, pytest.mark.slow]  # psycopg's and SQLAlchemy's own
 
@@ -27,19 +26,10 @@ CLOSED_WITHIN = 60  # seconds, on a busy machine
 
 @pytest.fixture(scope="module")
 def plaid():
-    """Yield a simulator in a thread, with an event loop that outlives those of the test."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    simulator = Simulator()
-    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result()
-    for latency in (0.001, 0.003, 0.01):
-        simulator.fail(Fault(path=CREATE, latency=latency, rate=0.3, when="after"))
-    yield simulator
-    asyncio.run_coroutine_threadsafe(simulator.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    """A simulator in a thread, with an event loop that outlives those of the test."""
+    faults = [Fault(path=CREATE, latency=latency, rate=0.3, when="after") for latency in (0.001, 0.003, 0.01)]
+    with SimulatorThread(faults=faults) as simulator:
+        yield simulator
 
 
 @define
@@ -75,7 +65,7 @@ class Interruption:
         seconds: the seconds to close the journal, or to end the event loop.
     """
 
-    plaid: Simulator
+    plaid: SimulatorThread
     url: str
     run: str
     responses: int

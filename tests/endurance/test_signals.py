@@ -30,6 +30,7 @@ from plaid_relay_async.cli.gateway import keys
 from plaid_relay_async.cli.webhooks import webhooks
 from plaid_relay_async.gateway import KeyFile
 from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.testing import SimulatorThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -180,22 +181,6 @@ class Stage:
 
 
 @contextlib.contextmanager
-def running_simulator(plaid: Simulator) -> Iterator[None]:
-    """Run a simulator on an event loop in a thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(plaid.start(), loop).result()
-        yield
-    finally:
-        asyncio.run_coroutine_threadsafe(plaid.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-@contextlib.contextmanager
 def accepted_connections(server: socket.socket) -> Iterator[list[socket.socket]]:
     """Accept connections, and never respond on them."""
     connections: list[socket.socket] = []
@@ -220,7 +205,6 @@ def accepted_connections(server: socket.socket) -> Iterator[list[socket.socket]]
 def stage(tmp_path_factory) -> Iterator[Stage]:
     """A simulator, a database server that never responds, and an environment that selects them."""
     folder = tmp_path_factory.mktemp("signals")
-    plaid = Simulator(reports=[REPORT], generation_delay=0.0)
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in [name for name in os.environ if name.startswith("PLAID_")]:
@@ -229,7 +213,7 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         patch.setenv("PLAID_SECRET", "secret")
         patch.setenv("PLAID_RELAY_KEY", Fernet.generate_key().decode())
         patch.setenv("XDG_CONFIG_HOME", str(folder))
-        stack.enter_context(running_simulator(plaid))
+        plaid = stack.enter_context(SimulatorThread(reports=[REPORT], generation_delay=0.0))
         patch.setenv("PLAID_BASE_URL", plaid.url)
         database = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         connections = stack.enter_context(accepted_connections(database))

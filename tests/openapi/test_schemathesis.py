@@ -5,8 +5,6 @@
 The document isn't part of this repository; without it these tests are skipped.
 """
 
-import asyncio
-import threading
 from collections import Counter
 
 import pytest
@@ -18,8 +16,8 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi import checks
 
-from plaid_relay_async.simulator import Simulator
 from plaid_relay_async.simulator.operations import OPERATIONS
+from plaid_relay_async.testing import SimulatorThread
 
 KEYS = {"PLAID-CLIENT-ID": "both", "PLAID-SECRET": "secret-of-both"}  # lender and partner at the same time
 EXAMPLES = 40
@@ -52,21 +50,9 @@ NOT_IN_DOCUMENT = {
 @pytest.fixture(scope="module")
 def plaid():
     """A simulator in the event loop of another thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start():
-        running = Simulator(clients={"both": "secret-of-both"}, reports=["ready"], generation_delay=0)
-        await running.start()
-        return running
-
-    running = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=10)
-    yield running
-    asyncio.run_coroutine_threadsafe(running.close(), loop).result(timeout=10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(timeout=10)
-    loop.close()
+    options = {"clients": {"both": "secret-of-both"}, "reports": ["ready"], "generation_delay": 0}
+    with SimulatorThread(**options) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

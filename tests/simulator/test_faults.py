@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaid_relay_async.simulator import Fault, Simulator
+from plaid_relay_async.simulator import Fault, Simulator, WebhookFault
 
 CREATE = "/credit/relay/create"
 VALID_BODY = {"report_tokens": ["ready"], "secondary_client_id": "partner"}
@@ -103,6 +103,17 @@ async def test_truncate(plaid, session, length):
     assert complete.encode().startswith(received)
     assert plaid.requests[0].executed is True
     assert plaid.requests[0].status is None
+
+
+async def test_unused_faults(api, plaid):
+    """`unused_faults` has the faults that have not applied yet, without those that never do."""
+    used, unused, webhook_fault = Fault(status=500, times=2), Fault(status=503), WebhookFault(lose=True)
+    plaid.fail(used, unused, Fault(status=400, times=0), webhook_fault)
+    assert plaid.unused_faults == (used, unused, webhook_fault)
+    await api(CREATE, VALID_BODY)
+    assert plaid.unused_faults == (unused, webhook_fault)
+    plaid.clear_faults()
+    assert plaid.unused_faults == ()
 
 
 async def test_stall_ends_after_its_time(api, plaid):

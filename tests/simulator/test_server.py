@@ -58,6 +58,35 @@ async def test_start_and_close(api_for):
     await plaid.close()
 
 
+async def test_reset(plaid, api, wait_for_requests):
+    """A reset replaces the state, and keeps the address and the other settings; waiting requests end."""
+    url = plaid.url
+    await api(CREATE, VALID_BODY)
+    plaid.fail(Fault(latency=1_000.0))
+    waiting = asyncio.create_task(api(CREATE, VALID_BODY))
+    await wait_for_requests(2)
+    await plaid.reset(reports=["another"], faults=[Fault(status=500, times=1)], latency=0.001)
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await waiting
+    assert plaid.url == url
+    assert not plaid.requests
+    assert not plaid.ledger
+    another = VALID_BODY | {"report_tokens": ["another"]}
+    statuses = [(await api(CREATE, body)).status for body in (another, another, VALID_BODY)]
+    assert statuses == [500, 200, 400]
+    assert (await api(CREATE, another, headers={"PLAID-SECRET": "wrong"})).error[2] == "INVALID_API_KEYS"
+    assert len(plaid.ledger) == 1
+
+
+async def test_reset_before_the_start(api_for):
+    """A simulator that isn't started can be reset as well."""
+    plaid = Simulator()
+    await plaid.reset(reports=["ready"])
+    async with plaid:
+        body = VALID_BODY | {"client_id": "a", "secret": "b"}
+        assert (await api_for(plaid)(CREATE, body, client=None)).status == 200
+
+
 async def test_port_in_use():
     """A port that is in use is an OSError; after close it is free."""
     async with Simulator() as first:

@@ -1,0 +1,3 @@
+SECRET_KEY = "for tests"
+ALLOWED_HOSTS = ["testserver"]
+ROOT_URLCONF = "urls"

@@ -1,0 +1,23 @@
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException, Request
+
+from plaid_relay_async import OutcomeUnknownError, RelayClient
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI):
+    async with RelayClient() as app.state.plaid:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/partners/{partner_id}/token")
+async def share(partner_id: str, report_token: str, request: Request) -> dict[str, str]:
+    try:
+        created = await request.app.state.plaid.relay.create([report_token], partner_id)
+    except OutcomeUnknownError:
+        raise HTTPException(502, "a token may exist, so don't repeat the request") from None
+    return {"relay_token": created.relay_token}

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOT_SUCCEEDED: Final = (Failed, Unknown, type(None))
+
 
 class Batch(Generic[OutcomeT, ResultT]):
     """A batch of calls: await it for its result, or stream its outcomes.
@@ -87,6 +89,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             "batch": telemetry.new_id(),
             "run": run,
         }
+        self._logs_calls = telemetry.CALLS.isEnabledFor(logging.DEBUG)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
@@ -285,8 +288,10 @@ class Batch(Generic[OutcomeT, ResultT]):
                 # request.
                 self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
-            call.log_end()
-        return not isinstance(call.outcome, Failed | Unknown | None)
+            succeeded = not isinstance(call.outcome, _NOT_SUCCEEDED)
+            if self._logs_calls or call.recorder is not None or not succeeded:
+                call.log_end()
+        return succeeded
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
         self.result.count_outcome(outcome)

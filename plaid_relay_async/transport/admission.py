@@ -45,6 +45,7 @@ class CallState(Generic[R]):
             excluded from it (see the module's docstring) move it.
         read_timeout: the seconds until a response begins, and between two chunks of it.
         response_reserve: the seconds before the deadline that are left for the connection and the response.
+        logs_attempts: whether each attempt, and the end of the call, is logged.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
         attempts: the number of attempts, including those that weren't sent.
@@ -55,7 +56,6 @@ class CallState(Generic[R]):
             the last attempt; during an attempt, what that attempt has shown. `None` if nothing was sent.
         wait_scope: the timeout around the waits between attempts; closing the client makes it expire.
         cancellation: the cancellation of the task, which is raised at the end of the call.
-        logs_attempts: whether each attempt is logged.
     """
 
     endpoint: Endpoint[Any, R]
@@ -68,6 +68,7 @@ class CallState(Generic[R]):
     deadline: float
     read_timeout: float
     response_reserve: float
+    logs_attempts: bool
     rounds: int = 0
     uncounted_rounds: int = 0
     attempts: int = 0
@@ -76,7 +77,6 @@ class CallState(Generic[R]):
     result_if_cancelled: Any = None
     wait_scope: asyncio.Timeout | None = None
     cancellation: asyncio.CancelledError | None = None
-    logs_attempts: bool = False
     _call_id: str = field(default="", init=False)
     ticket: Ticket = field(init=False)
 

@@ -125,8 +125,17 @@ class Transport:
         is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
         reserve = 0.0 if is_repeatable or total is None else min(total / 2, read_timeout)
         call = CallState(
-            *(endpoint, request, policy, throttle, now, gate, body_writer, deadline, read_timeout, reserve),
-            logs_attempts=telemetry.CALLS.isEnabledFor(logging.DEBUG),
+            endpoint,
+            request,
+            policy,
+            throttle,
+            now,
+            gate,
+            body_writer,
+            deadline,
+            read_timeout,
+            reserve,
+            telemetry.CALLS.isEnabledFor(logging.DEBUG),
         )
         signals: list[RetrySignal] = []
         outcome = "cancelled"
@@ -267,7 +276,7 @@ class Transport:
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
-                started = call.now()
+                started = call.now() if call.logs_attempts else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)

@@ -17,6 +17,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidServerError,
+    ResponseDecodeError,
     WaitTooLongError,
 )
 
@@ -63,6 +64,12 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     is_final = error.status is None or 300 <= error.status < 500
     is_final &= not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if is_final else Certainty.IN_DOUBT
+
+
+def leaves_unknown(error: PlaidRelayError) -> bool:
+    """Return whether the result of a call that changes something is unknown if it ends with an error."""
+    # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
+    return certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
 
 
 def error_of_call(

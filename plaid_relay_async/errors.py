@@ -379,7 +379,7 @@ class PlaidServerError(PlaidAPIError):
     advice = "Try again later; see https://status.plaid.com."
 
 
-def reason_of(error: PlaidRelayError) -> str:
+def reason_of(error: BaseException) -> str:
     """Return Plaid's `error_code`, or the name of the error's class if there is none."""
     return getattr(error, "error_code", None) or type(error).__name__
 

@@ -106,5 +106,10 @@ class Unknown(BaseOutcome[Any]):
     error: OutcomeUnknownError
 
 
+def outcome_word(outcome: object) -> str:
+    """Return the word for an outcome of any operation, as in `Statistics.outcomes`."""
+    return type(outcome).__name__.lower() if isinstance(outcome, Failed | Unknown) else "succeeded"
+
+
 Outcome: TypeAlias = Created | Failed | Unknown
 LateOutcome: TypeAlias = Created | Refreshed | Removed | Completed | Failed | Unknown

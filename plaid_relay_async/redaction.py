@@ -82,6 +82,7 @@ _CREDENTIAL_FORMAT = re.compile(
 )
 # A word of these characters is redacted as a whole if a part of it has such a form.
 _WORD = re.compile(r"[\w-]++")
+_MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's identifiers have 24
 _MIN_SECRET_LENGTH = 4  # shorter secrets, which only tests have, would match inside ordinary words
 
 
@@ -93,6 +94,11 @@ def contains_token(text: str) -> bool:
 def may_be_secret(identifier: str) -> bool:
     """Return whether an identifier that a caller or a server chose may be a token or a gateway's key."""
     return contains_token(identifier) or GATEWAY_KEY_PREFIX in identifier
+
+
+def redact_identifier(identifier: str) -> str:
+    """Return an identifier that a caller or a server chose, shortened; redact it if it may be a secret."""
+    return REDACTED if may_be_secret(identifier) else identifier[:_MAX_IDENTIFIER_LENGTH]
 
 
 def redact_secrets(text: str, secrets: Iterable[str]) -> str:

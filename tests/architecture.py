@@ -18,7 +18,7 @@ GROUND_FLOOR = ("redaction", "display", "hosts", "errors", "error_codes", "certa
 CORE = (
     *GROUND_FLOOR,
     *("private_files", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies"),
-    *("session", "transport", "outcomes", "batch"),
+    *("session", "telemetry", "transport", "outcomes", "batch"),
 )
 
 
@@ -48,13 +48,17 @@ MAP = {
     "session": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
+    "telemetry": AllowedImports(GROUND_FLOOR, ("attrs",)),
     "transport": AllowedImports(
-        (*GROUND_FLOOR, "cancellation", "config", "codec", "models", "deadlines", "exchange", "session"),
+        (
+            *GROUND_FLOOR,
+            *("cancellation", "config", "codec", "models", "deadlines", "exchange", "session", "telemetry"),
+        ),
         ("aiohttp", "attrs", "backoff", "yarl"),
     ),
     "outcomes": AllowedImports((*GROUND_FLOOR, "models"), ("attrs",)),
     "batch": AllowedImports(
-        (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "outcomes"), ("attrs",)
+        (*GROUND_FLOOR, "cancellation", "config", "models", "codec", "telemetry", "outcomes"), ("attrs",)
     ),
     "webhooks": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "models", "config", "codec"),

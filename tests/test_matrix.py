@@ -17,8 +17,9 @@ import trustme
 from attrs import frozen
 from canaries import REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_canary
 from fault_proxy import PASS, FaultProxy
+from log_support import assert_documented, records_of
 from matrix import PAGE, SECTIONS, FaultRow, page_with_tables
-from support import QUICK, sampled
+from support import CREATE, GET, PDF, QUICK, REFRESH, REMOVE, sampled
 
 from plaid_relay_async import (
     ConnectionLostError,
@@ -37,6 +38,7 @@ from plaid_relay_async import (
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import AsyncIterator, Iterator
 
 OWNER, PARTNER = Credentials("owner", SECRET), Credentials("partner", SECRET)
@@ -237,6 +239,8 @@ async def test_each_cell_is_as_written(clean_logs, name):
     for operation, observed in zip(OPERATIONS, observations, strict=True):
         assert_invariants(row, operation, observed)
         assert_delay_and_redaction(row, observed)
+        assert_log_agrees(row, clean_logs.records, operation, observed)
+    assert_documented(clean_logs.records)
 
 
 QUICK_ROWS = {
@@ -258,6 +262,29 @@ async def test_each_cell_is_the_same_with_an_aiohttp_session(row):
     }
     for each in observed.values():
         assert_delay_and_redaction(row, each)
+
+
+PATHS = {"create": CREATE, "get": GET, "get_pdf": PDF, "refresh": REFRESH, "remove": REMOVE}
+
+
+def assert_log_agrees(
+    row: FaultRow, records: list[logging.LogRecord], operation: str, observed: Observation
+) -> None:
+    """The log has each attempt of the call, and how the call ended."""
+    # The token that all operations need is created for another partner.
+    partner = {"partner": "another"} if operation == "create" else {}
+    *others, end = records_of(records, operation=PATHS[operation], **partner)
+    attempts = [each["attempt"] for each in others if each["event"] == "attempt"]
+    assert attempts == [*range(1, end["attempts"] + 1)]
+    assert {each["event"] for each in others} <= {"attempt", "retry"}
+    assert len({each["call"] for each in (*others, end)}) == 1
+    word = word_for(observed.result)
+    in_doubt = {"lost", "timeout", "server", "unreadable", "unexpected"}
+    is_unknown = word == "unknown" or (
+        operation == "remove" and word in in_doubt and not all(fault.declines for fault in row.faults)
+    )
+    done = "succeeded" if word in {"done", "inferred"} else "failed"
+    assert end["outcome"] == ("unknown" if is_unknown else done)
 
 
 def assert_delay_and_redaction(row: FaultRow, observed: Observation) -> None:

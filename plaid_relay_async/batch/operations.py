@@ -14,13 +14,12 @@ from attrs import frozen
 
 from plaid_relay_async import codec
 from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, ResultT
-from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
+from plaid_relay_async.certainty import leaves_unknown, reclassify
 from plaid_relay_async.errors import (
     ConnectionLostError,
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
-    ResponseDecodeError,
 )
 from plaid_relay_async.outcomes import Created, Failed, Fetched, Outcome, R, Refreshed, Removed, Unknown
 
@@ -139,9 +138,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
 
         The error of a safe operation stays as it is.
         """
-        # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
-        is_unknown = certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
-        if self.is_safe or not is_unknown or isinstance(error, OutcomeUnknownError):
+        if self.is_safe or not leaves_unknown(error) or isinstance(error, OutcomeUnknownError):
             return error
         unknown = reclassify(error, OutcomeUnknownError, advice=self.advice)
         unknown.__cause__ = error

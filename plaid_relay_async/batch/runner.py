@@ -14,10 +14,12 @@ A batch sends nothing itself: each of its calls (`TrackedCall`) awaits a functio
 from __future__ import annotations
 
 import asyncio
+import logging
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+from plaid_relay_async import telemetry
 from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedCall
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
@@ -27,6 +29,7 @@ from plaid_relay_async.errors import (
     DuplicateRequestError,
     PlaidRelayError,
     is_ordinary_error,
+    reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown
 
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from plaid_relay_async.cancellation import DrainTracker
 
 T = TypeVar("T")
+
+_NOT_SUCCEEDED: Final = (Failed, Unknown, type(None))
 
 
 class Batch(Generic[OutcomeT, ResultT]):
@@ -72,12 +77,19 @@ class Batch(Generic[OutcomeT, ResultT]):
         drains: DrainTracker,
         request_from_token: Callable[[Any], Any] | None = None,
         acquire_recorder: AcquireRecorder | None = None,
+        run: str | None = None,
     ) -> None:
         self.result: Final[ResultT] = operation.result_type()
         self._operation = operation
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
+        self._log_fields: dict[str, Any] = {
+            "operation": operation.endpoint.path,
+            "batch": telemetry.new_id(),
+            "run": run,
+        }
+        self._logs_calls = telemetry.CALLS.isEnabledFor(logging.DEBUG)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
@@ -161,6 +173,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         return self._runner
 
     async def _run(self) -> None:
+        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_start", **self._log_fields)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
@@ -169,6 +182,20 @@ class Batch(Generic[OutcomeT, ResultT]):
             # A done callback would run too late: a stream may see that the task is done before its callbacks
             # run.
             self.result.elapsed = self._now() - self._started_at
+            self._log_end()
+
+    def _log_end(self) -> None:
+        progress, stopped_by = self.progress, self.result.stopped_by
+        fields: dict[str, Any] = {
+            "duration": self.result.elapsed,
+            "succeeded": progress.succeeded,
+            "failed": progress.failed,
+            "unknown": progress.unknown,
+            "not_attempted": len(self.result.not_attempted),
+        }
+        if stopped_by is not None:
+            fields["error_code"] = reason_of(stopped_by)
+        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_end", **self._log_fields, **fields)
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:
@@ -244,6 +271,8 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.sending,
             self._acquire_recorder,
             started_at=self._now(),
+            call_id=f"{self._log_fields['batch']}-{self._requests_read}",
+            run_name=self._log_fields["run"],
         )
         self.sending.calls[sender] = call
         try:
@@ -259,7 +288,10 @@ class Batch(Generic[OutcomeT, ResultT]):
                 # request.
                 self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
-        return not isinstance(call.outcome, Failed | Unknown | None)
+            succeeded = not isinstance(call.outcome, _NOT_SUCCEEDED)
+            if self._logs_calls or call.recorder is not None or not succeeded:
+                call.log_end()
+        return succeeded
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
         self.result.count_outcome(outcome)

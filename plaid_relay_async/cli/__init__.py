@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from plaid_relay_async.cli.messages import ExitStatus, FallbackLogHandler, print_message
+from plaid_relay_async.cli import logs
+from plaid_relay_async.cli.messages import ExitStatus, print_message
 from plaid_relay_async.cli.signals import signals
+from plaid_relay_async.telemetry import PACKAGE
 
 __all__ = ["main"]
 
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is not None:
             return _run(argv)
         _open_standard_streams()
-        logging.lastResort = FallbackLogHandler(logging.WARNING)
+        logging.lastResort = logs.handler
+        PACKAGE.addHandler(logs.handler)
         logging.captureWarnings(capture=True)
         return _flush_streams(_run(sys.argv[1:]))
 

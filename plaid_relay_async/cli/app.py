@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from attrs import evolve
 from cyclopts import App, CycloptsError, Parameter
 
-from plaid_relay_async.cli.arguments import ProxyOption, confirm, read_token
+from plaid_relay_async.cli.arguments import confirm, read_token
 from plaid_relay_async.cli.batches import check_input, run_batch, run_input
 from plaid_relay_async.cli.bulk import BatchRunner
 from plaid_relay_async.cli.calls import (
-    build_client,
+    ClientOptions,
     build_request,
     check_webhook,
     read_report_token,
@@ -37,20 +37,20 @@ from plaid_relay_async.cli.journal_options import (
     SkipConfirmation,
     run_query,
 )
+from plaid_relay_async.cli.logs import configure_logs, restored_logs
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.options import (
     AllowOddIDs,
     Append,
-    BaseURL,
     Concurrency,
     InputOptions,
+    LogFormat,
     OptionalReportToken,
     OutputPath,
     Port,
     RelayToken,
     ReportToken,
     Strict,
-    Timeout,
     Webhook,
 )
 from plaid_relay_async.cli.output import open_output, open_stdout, write_all, write_token_response
@@ -128,9 +128,7 @@ def bulk(
     append: Append = False,
     concurrency: Concurrency = 50,
     journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Create a relay token for each row of a file, and write an outcome for each.
 
@@ -143,7 +141,7 @@ def bulk(
     if stream and dry_run:
         raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else read_report_token(report_token)
-    client, journal = build_client(base_url, proxy, timeout, concurrency), journal_options.build_journal()
+    client, journal = client_options.build_client(concurrency), journal_options.build_journal()
     check_webhook(webhook, recorded=journal is not None)
     create_runner = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
     form = creation_form(token, webhook, recorded=journal is not None, allow_odd=allow_odd_ids)
@@ -163,19 +161,17 @@ def create(
     webhook: Webhook = None,
     output: OutputPath = "-",
     journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Create one relay token, and write its outcome as bulk does."""
     if not allow_odd_ids and (oddity := oddity_of(partner)) is not None:
         raise UsageError(f"--partner: {oddity}; --allow-odd-ids accepts it")
-    client, journal = build_client(base_url, proxy, timeout), journal_options.build_journal()
+    client, journal = client_options.build_client(), journal_options.build_journal()
     check_webhook(webhook, recorded=journal is not None)
     request = build_request(read_token(report_token, "--report-token"), partner, webhook)
     # In a batch, waiting for a rate limit counts against no timeout. A single call must respect its timeout,
     # so it fails immediately if the delay that Plaid requests is longer.
-    retry = RetryPolicy(max_pause=timeout or RetryPolicy().max_pause)
+    retry = RetryPolicy(max_pause=client_options.timeout or RetryPolicy().max_pause)
     with open_output(output) as writer:
         rows = FileRows(iter([request]), 1)
         display = ProgressDisplay(1, bar=False)
@@ -191,15 +187,13 @@ def get(
     /,
     *,
     strict: Strict = False,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Print a report that was shared with you, as JSON.
 
     A report that differs from Plaid's specification is printed as Plaid sent it, with exit status 1.
     """
-    client, token = build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
+    client, token = client_options.build_client(), read_token(relay_token, "RELAY_TOKEN")
     file = open_stdout()  # before the call, so that nothing is sent if it is closed
     try:
         response = run_call(client, lambda: client.relay.get(token))
@@ -219,12 +213,10 @@ def pdf(
     output: Annotated[
         str, Parameter(allow_leading_hyphen=True, help="A new file, or - for standard output.")
     ],
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Download a report that was shared with you, as a PDF."""
-    client, token = build_client(base_url, proxy, timeout), read_token(relay_token, "RELAY_TOKEN")
+    client, token = client_options.build_client(), read_token(relay_token, "RELAY_TOKEN")
     if output == "-":
         file = open_stdout()
         if file.isatty():
@@ -266,9 +258,7 @@ def fetch(
     output: OutputPath = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Fetch the shared report of each relay token in a file, and store it in its own file.
 
@@ -280,7 +270,7 @@ def fetch(
     """
     if insights and kind == "pdf":
         raise UsageError("--insights: requires --format json")
-    client = build_client(base_url, proxy, timeout, concurrency)
+    client = client_options.build_client(concurrency)
     store = ReportStore(folder, "insights.json" if insights else kind)
     store.prepare()
     form = shared_report_form(request_factory(kind, insights=insights))
@@ -294,14 +284,12 @@ def refresh(
     relay_token: RelayToken,
     /,
     *,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Refresh a report that was shared with you, and print the response with its relay token."""
     late_outcomes: list[LateOutcome] = []
     client, token = (
-        build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),
+        client_options.build_client(late_outcomes=late_outcomes),
         read_token(relay_token, "RELAY_TOKEN"),
     )
     file = open_stdout()
@@ -319,14 +307,12 @@ def remove(
     *,
     journal: OptionalJournalURL = None,
     key_file: KeyFileOption = None,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Revoke one relay token, and record that in the journal, if one is passed."""
     late_outcomes: list[LateOutcome] = []
     client, token = (
-        build_client(base_url, proxy, timeout, late_outcomes=late_outcomes),
+        client_options.build_client(late_outcomes=late_outcomes),
         read_token(relay_token, "RELAY_TOKEN"),
     )
     existing_journal = None if journal is None else ExistingJournal(journal, key_file).build_journal()
@@ -358,9 +344,7 @@ def revoke(
     output: OutputPath = "-",
     append: Append = False,
     concurrency: Concurrency = 50,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Revoke the relay tokens that a run created, and write an outcome for each.
 
@@ -369,7 +353,7 @@ def revoke(
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
     client, journal = (
-        build_client(base_url, proxy, timeout, concurrency),
+        client_options.build_client(concurrency),
         existing_journal.build_journal(name),
     )
     tokens = run_query(journal, lambda journal: TokensToRevoke.read(journal, name, partner))
@@ -395,14 +379,17 @@ def simulate(
         list[str] | None,
         Parameter(negative="", help="Token of a report that is ready from the start. May be repeated."),
     ] = None,
+    log_format: LogFormat = "text",
 ) -> ExitStatus:
     """Run a local Plaid simulator until interrupted."""
+    configure_logs(log_format)
     return signals.run(serve_simulator(port, parse_clients(client or ()), report or (), signals))
 
 
 @app.command
-def console(*, port: Port = 0) -> ExitStatus:
+def console(*, port: Port = 0, log_format: LogFormat = "text") -> ExitStatus:
     """Run the gateway's web console on a local Plaid simulator until interrupted."""
+    configure_logs(log_format)
     return signals.run(run_console(port, signals))
 
 
@@ -419,10 +406,12 @@ def run_command(argv: Sequence[str]) -> int:
         KeyboardInterrupt: a signal has ended the command.
     """
     try:
-        # `--help` and `--version` return `None`.
-        return (
-            app(argv, exit_on_error=False, print_error=False, result_action="return_value") or ExitStatus.DONE
-        )
+        with restored_logs():
+            # `--help` and `--version` return `None`.
+            return (
+                app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+                or ExitStatus.DONE
+            )
     except CycloptsError as error:
         lines = [*_redact_values(str(error), argv).split("\n"), "see plaid-relay --help"]
         status = ExitStatus.USAGE

@@ -6,8 +6,13 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async.cli.arguments import read_token, read_value
+from attrs import frozen
+from cyclopts import Parameter
+
+from plaid_relay_async.cli.arguments import ProxyOption, read_token, read_value
+from plaid_relay_async.cli.logs import configure_logs
 from plaid_relay_async.cli.messages import UsageError, max_connections
+from plaid_relay_async.cli.options import BaseURL, LogFormat, Timeout, Verbose
 from plaid_relay_async.cli.rows import NEEDS_JOURNAL
 from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.cli.signals import signals
@@ -23,48 +28,59 @@ if TYPE_CHECKING:
     from plaid_relay_async.outcomes import LateOutcome
 
 
-def build_client(
-    base_url: str | None,
-    proxy: str | None,
-    timeout: float | None,
-    concurrency: int = 1,
-    *,
-    late_outcomes: list[LateOutcome] | None = None,
-) -> RelayClient:
-    """Return the client of a command, which is not open yet.
+@Parameter(name="*")
+@frozen
+class ClientOptions:
+    """The options of commands that call Plaid.
 
-    Args:
-        base_url: the option `--base-url`.
-        proxy: the option `--proxy`.
-        timeout: the option `--timeout`.
-        concurrency: the option `--concurrency`.
-        late_outcomes: the list to which the client appends the outcome of an interrupted call.
-
-    Raises:
-        UsageError: an option is invalid, or the credentials are missing.
-        ConfigurationError: a setting of the client is invalid.
+    Attributes:
+        base_url: the base URL, in place of those in the environment.
+        proxy: the URL of a proxy, or the file with it.
+        timeout: seconds for one call with all its attempts.
+        verbose: whether to log each attempt, retry and outcome.
+        log_format: the format of log records.
     """
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise UsageError("--timeout: must be a number of seconds greater than 0")
-    if concurrency < 1:
-        raise UsageError("--concurrency: must be an integer of at least 1")
-    if (limit := max_connections()) is not None and concurrency > limit:
-        raise UsageError(f"--concurrency: this shell allows at most {limit} connections; raise ulimit -n")
-    # The client's own error advises to pass credentials as an argument, and the command has no option for
-    # them.
-    missing = [name for name in variable_names("default") if not os.environ.get(name)]
-    if missing:
-        names = " and ".join(missing)
-        raise UsageError(f"no credentials: set {names} (see https://dashboard.plaid.com/developers/keys)")
-    timeouts = Timeouts() if timeout is None else Timeouts(total=timeout)
-    return RelayClient(
-        base_url=base_url,
-        timeouts=timeouts,
-        connections=max(100, concurrency),
-        proxy=None if proxy is None else read_value(proxy, "--proxy"),
-        trust_env=True,
-        on_late_outcome=None if late_outcomes is None else late_outcomes.append,
-    )
+
+    base_url: BaseURL = None
+    proxy: ProxyOption = None
+    timeout: Timeout = None
+    verbose: Verbose = False
+    log_format: LogFormat = "text"
+
+    def build_client(
+        self, concurrency: int = 1, *, late_outcomes: list[LateOutcome] | None = None
+    ) -> RelayClient:
+        """Configure the log, and return the client of a command, which is not open yet.
+
+        Args:
+            concurrency: the option `--concurrency`.
+            late_outcomes: the list to which the client appends the outcome of an interrupted call.
+
+        Raises:
+            UsageError: an option is invalid, or the credentials are missing.
+            ConfigurationError: a setting of the client is invalid.
+        """
+        configure_logs(self.log_format, verbose=self.verbose)
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise UsageError("--timeout: must be a number of seconds greater than 0")
+        if concurrency < 1:
+            raise UsageError("--concurrency: must be an integer of at least 1")
+        if (limit := max_connections()) is not None and concurrency > limit:
+            raise UsageError(f"--concurrency: this shell allows at most {limit} connections; raise ulimit -n")
+        # The client's own error advises to pass credentials as an argument, and the command has no option for
+        # them.
+        missing = [name for name in variable_names("default") if not os.environ.get(name)]
+        if missing:
+            names = " and ".join(missing)
+            raise UsageError(f"no credentials: set {names} (see https://dashboard.plaid.com/developers/keys)")
+        return RelayClient(
+            base_url=self.base_url,
+            timeouts=Timeouts() if self.timeout is None else Timeouts(total=self.timeout),
+            connections=max(100, concurrency),
+            proxy=None if self.proxy is None else read_value(self.proxy, "--proxy"),
+            trust_env=True,
+            on_late_outcome=None if late_outcomes is None else late_outcomes.append,
+        )
 
 
 def read_report_token(value: str) -> str:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from plaid_relay_async.cli.arguments import ProxyOption, read_value
+from plaid_relay_async.cli.logs import configure_logs
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, max_connections, print_message, sanitize
-from plaid_relay_async.cli.options import Port, check_port
+from plaid_relay_async.cli.options import LogFormat, Port, check_port
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.serving import (
     AuditFile,
@@ -114,6 +115,7 @@ def run_gateway(
             validator=check_port, help="Port on 127.0.0.1 for Prometheus metrics; 0 picks a free port."
         ),
     ] = None,
+    log_format: LogFormat = "text",
     no_console: Annotated[bool, Parameter(negative="", help="Don't serve the web console.")] = False,
     connections: Annotated[
         int, Parameter(help="Maximum number of concurrent connections from callers.")
@@ -124,6 +126,7 @@ def run_gateway(
 ) -> ExitStatus:
     """Forward calls to Plaid and add its credentials, until SIGINT or SIGTERM; SIGHUP reloads."""
     signals.reload_on_sighup()
+    configure_logs(log_format)
     if not 0 <= drain < math.inf:
         raise UsageError("--drain: must be a number of seconds, 0 or more")
     certificate = _load_certificate(tls_certificate, tls_key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
-import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -84,17 +83,14 @@ def sanitize(text: str) -> str:
     return escape_unprintable(line)
 
 
-class FallbackLogHandler(logging.Handler):
-    """Writes log records to standard error, like `print_message`, if no other handler is configured."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record of one or more lines."""
-        print_message(*self.format(record).split("\n"))
-
-
 def print_message(*lines: str) -> None:
     """Write lines to standard error, each as `sanitize` returns it."""
-    StderrWriter().write("".join(f"{sanitize(line)}\n" for line in lines))
+    write_lines(*map(sanitize, lines))
+
+
+def write_lines(*lines: str) -> None:
+    """Write lines to standard error that are safe to display."""
+    StderrWriter().write("".join(f"{line}\n" for line in lines))
 
 
 def max_connections() -> int | None:

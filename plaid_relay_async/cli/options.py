@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from attrs import frozen
 from cyclopts import Parameter
@@ -44,6 +44,13 @@ OutputPath: TypeAlias = Annotated[
         allow_leading_hyphen=True,
         help="Output for the outcomes: a new file (.csv for CSV, else JSON Lines), or - for standard output.",
     ),
+]
+Verbose: TypeAlias = Annotated[
+    bool, Parameter(negative="", help="Log each attempt, retry and outcome on standard error.")
+]
+LogFormat: TypeAlias = Annotated[
+    Literal["text", "json"],
+    Parameter(name="--log-format", help="Format of log records on standard error."),
 ]
 Strict: TypeAlias = Annotated[
     bool, Parameter(negative="", help="Reject reports that differ from Plaid's specification.")

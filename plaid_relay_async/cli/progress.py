@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from plaid_relay_async.cli.logs import LogHandler
 from plaid_relay_async.cli.messages import StderrWriter, sanitize
 
 if TYPE_CHECKING:
@@ -62,13 +63,14 @@ class ProgressDisplay:
     async def _show_bar(self, progress: Callable[[], Progress]) -> None:
         counts = "{task.completed} done, {task.fields[failed]} failed, {task.fields[unknown]} unknown"
         columns = (BarColumn(), TextColumn(counts + "  {task.fields[rate]}"), TimeRemainingColumn())
-        with Bar(
+        bar = Bar(
             *columns,
             console=self._console,
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
-        ) as bar:
+        )
+        with LogHandler.writing_with(self._write_lines), bar:
             bar.add_task("", total=self._total, failed=0, unknown=0, rate="")
             try:
                 while True:
@@ -94,8 +96,11 @@ class ProgressDisplay:
 
     def print_message(self, *lines: str) -> None:
         """Write lines to standard error, each as `sanitize` returns it, above the bar if there is one."""
+        self._write_lines(*map(sanitize, lines))
+
+    def _write_lines(self, *lines: str) -> None:
         # In a string, rich would replace markup and emoji names, such as `:100:` in a line number.
-        self._console.print(*(Text(sanitize(line)) for line in lines), sep="\n", soft_wrap=True)
+        self._console.print(*map(Text, lines), sep="\n", soft_wrap=True)
 
     def show_totals(self, counts: OutcomeCounts) -> None:
         """Print the closing table."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from plaid_relay_async.cli.messages import ExitStatus, FallbackLogHandler, UsageError, print_message
+from plaid_relay_async.cli import logs
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
 from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.webhook_output import LineWriter, format_time, to_line
 from plaid_relay_async.hosts import bracketed
@@ -158,6 +159,7 @@ class _ShortFormatter(logging.Formatter):
 
 def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
     """Print what the receiver logs, such as the reason for which a request was refused."""
-    handler = FallbackLogHandler(logging.INFO)
-    handler.setFormatter(_ShortFormatter())
+    handler = logs.LogHandler()
+    is_json = isinstance(logs.handler.formatter, logs.JSONFormatter)
+    handler.setFormatter(logs.handler.formatter if is_json else _ShortFormatter())
     return handling_log(logging.getLogger("plaid_relay_async.webhooks"), handler)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from plaid_relay_async.cli.arguments import ProxyOption, confirm
-from plaid_relay_async.cli.calls import build_client
+from plaid_relay_async.cli.arguments import confirm
+from plaid_relay_async.cli.calls import ClientOptions
 from plaid_relay_async.cli.journal_options import (
     ExistingJournal,
     KeyFileOption,
@@ -17,11 +17,7 @@ from plaid_relay_async.cli.journal_options import (
     SkipConfirmation,
 )
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, naming_extra, print_message
-from plaid_relay_async.cli.options import (  # cyclopts reads them at run time
-    BaseURL,  # noqa: TC001
-    Port,  # noqa: TC001
-    Timeout,  # noqa: TC001
-)
+from plaid_relay_async.cli.options import Port  # noqa: TC001  # cyclopts reads it at run time
 from plaid_relay_async.cli.output import open_stdout
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.webhook_options import (
@@ -91,8 +87,7 @@ def listen(
     ] = None,
     journal: OptionalJournalURL = None,
     key_file: KeyFileOption = None,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Receive webhooks, and print each verified one as a line of JSON, until interrupted."""
     if not plain_http and not is_loopback(listen):
@@ -106,7 +101,7 @@ def listen(
         raise UsageError("--key-file: requires --store or --journal")
     if retention is not None and not 0 <= retention < math.inf:
         raise UsageError("--retention: must be a number of days, 0 or more")
-    client = build_client(base_url, proxy, None)
+    client = client_options.build_client()
     settings = {"lease_seconds": _LEASE_SECONDS}
     if retention is not None:
         settings["retention"] = retention * DAY_SECONDS
@@ -129,12 +124,10 @@ def recover(
     url_prefix: Annotated[
         str, Parameter(help="Store only webhooks that were sent to a URL with this beginning. Default: all.")
     ] = "",
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Store the webhooks of the last 7 days that the store doesn't have."""
-    client, inbox = build_client(base_url, proxy, timeout), build_inbox(store, key_file)
+    client, inbox = client_options.build_client(), build_inbox(store, key_file)
 
     async def run() -> Recovery:
         async with client, inbox:
@@ -183,12 +176,10 @@ def list_sent(
             "Without an offset, it is in UTC. Default: 7 days ago."
         ),
     ] = None,
-    base_url: BaseURL = None,
-    proxy: ProxyOption = None,
-    timeout: Timeout = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Print the webhooks that Plaid has sent in the last 7 days."""
-    client = build_client(base_url, proxy, timeout)
+    client = client_options.build_client()
     sent = _sent_webhooks(client, webhook_type, code, status, since)
     writer = LineWriter(open_stdout())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
+from plaid_relay_async import telemetry
 from plaid_relay_async.cancellation import DrainTracker, run_to_completion
 from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
@@ -131,6 +132,7 @@ class RelayClient:
     ) -> None:
         if credentials_in not in ("headers", "body"):  # no set: the value may be unhashable
             raise ConfigurationError("credentials_in must be 'headers' or 'body'")
+        telemetry.log_to_stderr_if_requested()
         timeouts = Timeouts() if timeouts is None else timeouts
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)

@@ -7,18 +7,15 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch
-from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async import batch, telemetry
 from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.outcomes import Completed
+from plaid_relay_async.outcomes import Completed, outcome_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.outcomes import LateOutcome
-
-_logger = logging.getLogger("plaid_relay_async")
 
 
 class LateOutcomes:
@@ -35,23 +32,30 @@ class LateOutcomes:
         self._callback = callback
 
     def report_call(
-        self, endpoint: Endpoint[Any, Any], request: object, result: Any, *, attempts: int, elapsed: float
+        self,
+        endpoint: Endpoint[Any, Any],
+        request: object,
+        result: Any,
+        *,
+        attempts: int,
+        elapsed: float,
+        call_id: str,
     ) -> None:
         """Report the outcome of a call without a journal, from its response or error."""
         operation: batch.BatchOperation[Any, Any] = batch.OPERATIONS.get(
             endpoint.path, batch.BatchOperation(endpoint, Completed, batch.BatchResult)
         )
         outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
-        self.report(endpoint.path, outcome)
+        self.report(endpoint.path, outcome, call_id)
 
     def is_lost(self, outcome: LateOutcome) -> bool:
         """Return whether neither a callback nor a journal receives the outcome."""
         return self._callback is None and not outcome.journalled
 
-    def report(self, path: str, outcome: LateOutcome) -> None:
+    def report(self, path: str, outcome: LateOutcome, call_id: str) -> None:
         """Pass an outcome to the callback, or log it if it would be lost."""
         if self.is_lost(outcome):
-            _log_outcome(path, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
+            _log_outcome(path, outcome, call_id, "pass RelayClient(on_late_outcome=...) to receive it")
         if self._callback is None:
             return
         try:
@@ -60,16 +64,18 @@ class LateOutcomes:
         # is raised next, whatever the callback raises.
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
-            _log_outcome(path, outcome, f"on_late_outcome raised {type(error).__name__}")
+            _log_outcome(path, outcome, call_id, f"on_late_outcome raised {type(error).__name__}")
 
 
-def _log_outcome(path: str, outcome: LateOutcome, remark: str) -> None:
-    _logger.warning(
-        "the task of a call was cancelled, and its outcome arrived later: %s, outcome=%s, partner=%s, "
-        "request_id=%s; %s",
-        path,
-        type(outcome).__name__.lower(),
-        getattr(outcome.request, "secondary_client_id", None),
-        outcome.request_id and escape_unprintable(outcome.request_id),
-        remark,
+def _log_outcome(path: str, outcome: LateOutcome, call_id: str, remark: str) -> None:
+    telemetry.log(
+        telemetry.CALLS,
+        logging.WARNING,
+        "late_outcome",
+        **telemetry.call_fields(path, outcome.request, call_id),
+        outcome=outcome_word(outcome),
+        attempts=outcome.attempts,
+        duration=outcome.elapsed,
+        **telemetry.error_fields(getattr(outcome, "error", None)) | {"request_id": outcome.request_id},
+        remark=f"the task of the call was cancelled before; {remark}",
     )

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import logging
 import math
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import evolve
 
+from plaid_relay_async import telemetry
 from plaid_relay_async.cancellation import wait_until_done
 from plaid_relay_async.certainty import Certainty, certainty_of, error_of_call
 from plaid_relay_async.errors import (
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_logger = logging.getLogger("plaid_relay_async")
-
 _MIN_TIMEOUT = 0.001  # seconds: the timeout of a call must be above 0
 _FIRST_INTERVALS: Final = (1.0, 2.0, 3.0, 4.0)
 _INTERVAL: Final = 5.0
@@ -61,7 +59,7 @@ async def _wait_for_webhook(inbox: Inbox, asset_report_id: str) -> None:
     except Exception as error:  # noqa: BLE001  # whatever the inbox raises, the report can be polled for
         # Only the class of the error: the text of a database's error may have parameters.
         text = "the inbox of webhooks raised %s, so the report is polled for without it"
-        _logger.warning(text, type(error).__name__)
+        telemetry.CALLS.warning(text, type(error).__name__)
 
 
 def webhook_waiter(inbox: Inbox | None, asset_report_id: str | None) -> WaitForWebhook | None:

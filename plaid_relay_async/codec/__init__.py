@@ -27,7 +27,13 @@ from plaid_relay_async.codec.endpoints import (
     Idempotency,
 )
 from plaid_relay_async.codec.records import encode_request, from_json, structure, to_json, unstructure
-from plaid_relay_async.codec.responses import RawResponse, parse_retry_after, read_response, request_id_of
+from plaid_relay_async.codec.responses import (
+    RawResponse,
+    parse_retry_after,
+    read_response,
+    redact_request_secrets,
+    request_id_of,
+)
 from plaid_relay_async.codec.unique_members import DuplicateMemberError, unique_members
 
 __all__ = [
@@ -57,6 +63,7 @@ __all__ = [
     "from_json",
     "parse_retry_after",
     "read_response",
+    "redact_request_secrets",
     "request_id_of",
     "structure",
     "to_json",

@@ -208,6 +208,12 @@ def _secrets_of_request(request: object, secret: Hidden[str]) -> list[str]:
     return [secret.reveal(), *models.secrets_in(request)]
 
 
+def redact_request_secrets(text: str, request: object, secret: Hidden[str]) -> str:
+    """Return a server's text without the caller's secret and the secrets of the request."""
+    redacted: str = _redact(text, _secrets_of_request(request, secret))
+    return redacted
+
+
 def _redact(value: Any, secrets: Iterable[str]) -> Any:
     """Return JSON whose texts are redacted, because a server may quote the request in its error."""
     if isinstance(value, dict):

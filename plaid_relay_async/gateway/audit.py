@@ -12,11 +12,9 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
-from plaid_relay_async.redaction import REDACTED, may_be_secret
+from plaid_relay_async.redaction import redact_identifier
 
 _log = logging.getLogger(__name__)
-
-_MAX_IDENTIFIER_LENGTH = 64  # characters; Plaid's identifiers have 24
 
 
 @define(eq=False)
@@ -54,19 +52,12 @@ class AuditRecord:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "caller": self.caller,
             "operation": self.operation,
-            "partner": _redact_identifier(self.partner),
+            "partner": self.partner and redact_identifier(self.partner),
             "status": self.status,
             "error_code": self.error_code,
-            "request_id": _redact_identifier(self.request_id),
+            "request_id": self.request_id and redact_identifier(self.request_id),
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }
         # JSON escapes line breaks, so that an identifier of a caller can't forge another line.
         _log.info("%s", json.dumps(fields))
-
-
-def _redact_identifier(identifier: str | None) -> str | None:
-    """Return an identifier that a caller or a server chose, shortened; redact it if it may be a secret."""
-    if identifier is None:
-        return None
-    return REDACTED if may_be_secret(identifier) else identifier[:_MAX_IDENTIFIER_LENGTH]

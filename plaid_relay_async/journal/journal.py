@@ -161,6 +161,11 @@ class Journal:
         self._lifecycle_lock = asyncio.Lock()
 
     @property
+    def run(self) -> str:
+        """The run name under which creations are recorded."""
+        return self._run
+
+    @property
     def path(self) -> Path | None:
         """The file that the journal is stored in, with symbolic links resolved; `None` for PostgreSQL."""
         return self._database.path

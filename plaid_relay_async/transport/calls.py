@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -15,9 +16,9 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from plaid_relay_async import codec
+from plaid_relay_async import codec, telemetry
 from plaid_relay_async.cancellation import Draining
-from plaid_relay_async.certainty import Certainty, certainty_of
+from plaid_relay_async.certainty import Certainty, certainty_of, leaves_unknown
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
     from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
@@ -123,7 +125,17 @@ class Transport:
         is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
         reserve = 0.0 if is_repeatable or total is None else min(total / 2, read_timeout)
         call = CallState(
-            endpoint, request, policy, throttle, now, gate, body_writer, deadline, read_timeout, reserve
+            endpoint,
+            request,
+            policy,
+            throttle,
+            now,
+            gate,
+            body_writer,
+            deadline,
+            read_timeout,
+            reserve,
+            telemetry.CALLS.isEnabledFor(logging.DEBUG),
         )
         signals: list[RetrySignal] = []
         outcome = "cancelled"
@@ -145,6 +157,8 @@ class Transport:
             result = call.result_if_cancelled
         finally:
             self._counters.outcomes[outcome] += 1
+        if gate is None and (call.logs_attempts or outcome != "succeeded"):
+            _log_end(call, outcome, result, now() - started)
         try:
             if call.cancellation is not None:
                 self._raise_cancellation(call, result, started)
@@ -164,7 +178,12 @@ class Transport:
             if call.sent and call.gate is None and call.endpoint.idempotency is not Idempotency.SAFE:
                 elapsed = call.now() - started
                 self._on_late_outcome(
-                    call.endpoint, call.request, result, attempts=call.attempts, elapsed=elapsed
+                    call.endpoint,
+                    call.request,
+                    result,
+                    attempts=call.attempts,
+                    elapsed=elapsed,
+                    call_id=call.call_id,
                 )
             raise cancellation
         finally:
@@ -239,25 +258,29 @@ class Transport:
         # this method is called. Its signal is raised here once, and backoff applies the wait.
         if signals:
             raise signals.pop()
+        assert call.wait_scope is not None  # noqa: S101  # `call` sets it first
+        # The wait for this attempt is over. Closing the client ends waits, but not attempts, so this scope
+        # must not expire any more, even if that is scheduled. The waits of `admit` have their own.
+        self._admission.wait_scopes.discard(call.wait_scope)
+        call.wait_scope.reschedule(None)
         return await self._run_attempt(call)
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
-        if call.wait_scope is not None:
-            # The wait for this attempt is over. Closing the client ends waits, but not attempts, so this
-            # scope must not expire any more, even if that is scheduled. The waits of `admit` have their own.
-            self._admission.wait_scopes.discard(call.wait_scope)
-            call.wait_scope.reschedule(None)
-        attempts_before = call.attempts
+        attempts_before, started = call.attempts, 0.0
+        status: int | None = None
+        secret: Hidden[str] | None = None
         result: R | PlaidRelayError
         try:
             authentication = await self._admission.admit(call)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
+                started = call.now() if call.logs_attempts else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
+            status, secret = raw_response.status, authentication.secret
             decode = partial(
                 codec.read_response, call.endpoint, raw_response, call.request, authentication.secret
             )
@@ -273,6 +296,7 @@ class Transport:
         except BaseException:
             if call.attempts > attempts_before:
                 self._counters.attempts["cancelled"] += 1
+                _log_attempt(call, "cancelled", started=started, status=status)
             raise
         # Without an HTTP request the error is that of the admission, the gate or the encoding.
         if call.attempts > attempts_before:
@@ -281,6 +305,8 @@ class Transport:
             # Only a definitive response shows that the server accepted the attempt.
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
+            if call.logs_attempts:
+                _log_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)
         return result
@@ -348,6 +374,46 @@ class Transport:
         # An attempt that was not sent adds nothing to what is known about the call.
         elif not isinstance(result, NotSentError):
             call.result_if_cancelled, call.sent = result, True
+
+
+def _log_attempt(
+    call: CallState[Any],
+    certainty: str,
+    result: Any = None,
+    *,
+    started: float,
+    status: int | None,
+    secret: Hidden[str] | None = None,
+) -> None:
+    """Log the end of an attempt.
+
+    Args:
+        call: the call.
+        certainty: what the end of the attempt proves, or `cancelled`.
+        result: the response or the error; `None` if the attempt was cancelled.
+        started: the event loop's time at which the attempt started.
+        status: the status of the response, if there is one.
+        secret: the caller's secret, if there is a response, which may quote it in its request ID.
+    """
+    fields = telemetry.error_fields(result if isinstance(result, PlaidRelayError) else None)
+    fields["status"] = status or fields.get("status")
+    request_id = getattr(result, "request_id", None)
+    if request_id is not None and secret is not None:
+        fields["request_id"] = codec.redact_request_secrets(request_id, call.request, secret)
+    duration = call.now() - started
+    call.log(
+        logging.DEBUG, "attempt", attempt=call.attempts, certainty=certainty, duration=duration, **fields
+    )
+
+
+def _log_end(call: CallState[Any], outcome: str, result: Any, duration: float) -> None:
+    """Log the end of a call without a gate, as a warning if its outcome is unknown."""
+    error = result if isinstance(result, PlaidRelayError) else None
+    if error is not None and call.endpoint.idempotency is not Idempotency.SAFE and leaves_unknown(error):
+        outcome = "unknown"
+    level = logging.WARNING if outcome == "unknown" else logging.DEBUG
+    fields = telemetry.error_fields(error)
+    call.log(level, "call_end", outcome=outcome, attempts=call.attempts, duration=duration, **fields)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

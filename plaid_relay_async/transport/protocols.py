@@ -38,9 +38,11 @@ class AttemptGate(Protocol):
         bulk: whether this is a bulk call. It lets interactive calls go first. Its waits for pauses and the
             adaptive rate don't count against its deadline, and its declined attempts don't count against the
             retry policy's `attempts`.
+        call_id: the identifier of the call in log records.
     """
 
     bulk: bool
+    call_id: str
 
     @property
     def in_doubt(self) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 
-from plaid_relay_async.cli.messages import FallbackLogHandler, StderrWriter, print_message, sanitize
+from plaid_relay_async.cli.logs import LogHandler
+from plaid_relay_async.cli.messages import StderrWriter, print_message, sanitize
 from plaid_relay_async.cli.output import Output, write_all
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.display import escape_unprintable
@@ -141,7 +142,7 @@ def test_a_long_line_is_truncated():
 def test_log_records_without_a_handler(capfd):
     """A log record without a handler is displayed like other messages."""
     record = logging.LogRecord("x", logging.WARNING, __file__, 1, "a\x1b[2J %s\nb", (TOKENS[0],), None)
-    FallbackLogHandler().handle(record)
+    LogHandler().handle(record)
     assert capfd.readouterr().err == "a\\x1b[2J [hidden]\nb\n"
 
 

@@ -1,0 +1,164 @@
+"""What the package reports about its calls while they run: log records, without secrets.
+
+`Fields` lists everything that a record may say. Each record that `log` writes has all of these fields, so a
+format string can use any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import asdict, frozen
+
+from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async.errors import ConfigurationError, reason_of
+from plaid_relay_async.redaction import redact_credentials, redact_identifier
+
+if TYPE_CHECKING:
+    from attrs import Attribute
+
+    from plaid_relay_async.errors import PlaidRelayError
+
+PACKAGE: Final = logging.getLogger("plaid_relay_async")
+CALLS: Final = logging.getLogger("plaid_relay_async.calls")
+BATCHES: Final = logging.getLogger("plaid_relay_async.batches")
+JOURNAL: Final = logging.getLogger("plaid_relay_async.journal")
+
+# Without a handler, Python would print warnings to standard error although the program didn't request that.
+PACKAGE.addHandler(logging.NullHandler())
+
+VARIABLE: Final = "PLAID_RELAY_LOG"
+"""The environment variable that sends records to standard error, and the name of the handler for it."""
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO}
+# With it, no field has the name of an attribute that `logging` itself sets, such as `args` or `message`.
+_PREFIX: Final = "plaid_"
+
+
+@frozen(kw_only=True)
+class Fields:
+    """The fields of a log record; as attributes of the record, their names begin with `plaid_`.
+
+    Attributes:
+        event: what has happened: `attempt`, `retry`, `call_end`, `late_outcome`, `write_lost`, `batch_start`
+            or `batch_end`.
+        operation: the path of the operation, such as `/credit/relay/create`.
+        call: an identifier of the call, which all its records have. In a batch, it is that of the batch, a
+            hyphen, and the position of the request in the input, from 1.
+        batch: an identifier of the batch.
+        run: the run name of the journal.
+        partner: the `secondary_client_id` of a creation.
+        attempt: the number of the attempt in its call, from 1.
+        attempts: the number of attempts of the call, including those that weren't sent.
+        status: the HTTP status of the response.
+        error_code: Plaid's `error_code`, or the name of the error's class.
+        request_id: Plaid's ID of the request.
+        certainty: what the end of the attempt proves: a `Certainty`, or `cancelled`.
+        outcome: how the call ended: `succeeded`, `failed`, `unknown`, `cancelled` or `not_attempted`.
+        duration: seconds that the attempt, the call or the batch took.
+        wait: seconds until the next attempt at the earliest.
+        succeeded: the number of calls of the batch that succeeded.
+        failed: the number of calls that failed.
+        unknown: the number of calls whose outcome is unknown.
+        not_attempted: the number of requests that were read and not sent.
+    """
+
+    event: str
+    operation: str
+    call: str | None = None
+    batch: str | None = None
+    run: str | None = None
+    partner: str | None = None
+    attempt: int | None = None
+    attempts: int | None = None
+    status: int | None = None
+    error_code: str | None = None
+    request_id: str | None = None
+    certainty: str | None = None
+    outcome: str | None = None
+    duration: float | None = None
+    wait: float | None = None
+    succeeded: int | None = None
+    failed: int | None = None
+    unknown: int | None = None
+    not_attempted: int | None = None
+
+
+def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **fields: Any) -> None:
+    """Log an event, if the logger has the level.
+
+    Args:
+        logger: one of this module's loggers.
+        level: the level of the record.
+        event: see `Fields`.
+        remark: is appended to the message.
+        **fields: see `Fields`.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    values = asdict(Fields(event=event, **fields), value_serializer=_loggable)
+    extra = {_PREFIX + name: value for name, value in values.items()}
+    del values["event"]
+    details = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    # A handler or a filter of the program may raise, and must not take an outcome away.
+    with contextlib.suppress(Exception):
+        logger.log(level, "%s: %s%s", event, details, remark and f"; {remark}", extra=extra)
+
+
+def _loggable(_: object, field: Attribute[Any], value: Any) -> Any:
+    """Return a value, which a server or the caller may have chosen, and which may be a token by mistake."""
+    if isinstance(value, str):
+        # The name of a run may be `nightly-production-2026`.
+        redact = redact_credentials if field.name == "run" else redact_identifier
+        return escape_unprintable(redact(value))
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a record that have a value, with their names in `Fields`."""
+    return {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(record).items()
+        if name.startswith(_PREFIX) and value is not None
+    }
+
+
+def error_fields(error: PlaidRelayError | None) -> dict[str, Any]:
+    """Return the fields that describe an error; none without one."""
+    if error is None:
+        return {}
+    attributes = {name: getattr(error, name, None) for name in ("status", "request_id")}
+    return {"error_code": reason_of(error), **attributes}
+
+
+def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
+    """Return the fields that identify a call; of a creation they include the partner."""
+    partner = getattr(request, "secondary_client_id", None)
+    return {"operation": path, "call": call_id, "partner": partner}
+
+
+def new_id() -> str:
+    """Return an identifier for a call or a batch."""
+    return secrets.token_hex(6)
+
+
+def log_to_stderr_if_requested() -> None:
+    """Send the package's log records to standard error if PLAID_RELAY_LOG is set.
+
+    Raises:
+        ConfigurationError: the variable has another value than `debug` or `info`.
+    """
+    if not (value := os.environ.get(VARIABLE)):
+        return
+    if (level := _LEVELS.get(value.lower())) is None:
+        raise ConfigurationError(f"{VARIABLE} must be {' or '.join(_LEVELS)}")
+    if all(handler.name != VARIABLE for handler in PACKAGE.handlers):
+        handler = logging.StreamHandler()
+        handler.name = VARIABLE
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        PACKAGE.addHandler(handler)
+    if not PACKAGE.isEnabledFor(level):  # the program may have set a lower level
+        PACKAGE.setLevel(level)

@@ -1,0 +1,163 @@
+"""The log of the command: `--verbose`, `--log-format` and PLAID_RELAY_LOG."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import pty
+import re
+import signal
+import sys
+
+import pytest
+from canaries import SECRET, assert_no_canary
+from processes import running_process
+
+from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, handler
+from plaid_relay_async.simulator import Fault
+
+REPORT = "assets-sandbox-1111"
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+CREATE = ("create", "--report-token", REPORT, "--partner")
+
+
+def json_lines(text):
+    """Return the objects of the lines that are JSON."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_verbose(plaid, run, verbose):
+    """`--verbose` shows each attempt and the end of the call, without secrets, and only for this command."""
+    result = run(*CREATE, "ann", *["--verbose"] * verbose)
+    pattern = r"^\d{4}-\d\d-\d\d .* DEBUG (\w+): operation=/credit/relay/create, .*partner=ann"
+    events = ["attempt", "call_end"] if verbose else []
+    assert re.findall(pattern, result.err, re.MULTILINE) == events
+    assert_no_canary(result.err)
+    assert logging.getLogger("plaid_relay_async").level == logging.NOTSET
+    assert "operation=" not in run(*CREATE, "bob").err
+
+
+def test_json(plaid, run):
+    """With `--log-format json`, each record is an object of JSON with its fields."""
+    body = {"error_type": "INVALID_INPUT", "error_code": "X \x7f\u202e"}
+    plaid.fail(Fault(status=400, body=body))
+    result = run(*CREATE, "ann", "--verbose", "--log-format", "json")
+    start, attempt, end, _ = json_lines(result.err)
+    assert start["event"] == "batch_start"
+    assert (attempt["logger"], attempt["level"]) == ("plaid_relay_async.calls", "DEBUG")
+    assert (attempt["partner"], attempt["attempt"], attempt["status"]) == ("ann", 1, 400)
+    assert attempt["call"] == end["call"] == f"{start['batch']}-1"
+    assert attempt["time"] <= end["time"]
+    assert end["outcome"] == "failed"
+    assert handler.formatter is not None
+    assert not isinstance(handler.formatter, JSONFormatter)
+
+
+def test_an_unknown_outcome_is_no_message(plaid, run, caplog):
+    """Without `--verbose`, the table has the unknown outcomes, and no record of them is printed."""
+    plaid.fail(Fault(close=True, when="after"))
+    result = run(*CREATE, "ann", "--log-format", "json")
+    assert result.status == 3
+    assert "call_end" in caplog.text
+    assert json_lines(result.err) == []
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_variable(start, spawn, monkeypatch, log_format):
+    """PLAID_RELAY_LOG selects the level, and each record is printed once."""
+    start()
+    monkeypatch.setenv("PLAID_RELAY_LOG", "info")
+    _, err = spawn(*CREATE, "ann", "--log-format", log_format).communicate()
+    assert (err.count("batch_start"), err.count("attempt: ")) == ({"text": 1, "json": 2}[log_format], 0)
+
+
+def test_an_invalid_variable(plaid, run, monkeypatch):
+    """Another level is a usage error."""
+    monkeypatch.setenv("PLAID_RELAY_LOG", "loud")
+    result = run(*CREATE, "ann")
+    assert (result.status, "PLAID_RELAY_LOG must be debug or info" in result.err) == (2, True)
+
+
+def test_records_do_not_tear_the_bar(start, partners, tmp_path, monkeypatch):
+    """With a progress bar, each record is a line above it."""
+    start(latency=0.02)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "500")
+    args = ("bulk", partners(20), "--report-token", REPORT, "--output", tmp_path / "out", "--concurrency", 1)
+    screen, terminal = pty.openpty()
+    command = [*COMMAND, *map(str, args), "--verbose", "--log-format", "json"]
+    with running_process(command, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while part := os.read(screen, 65536):
+                shown += part
+        os.close(screen)
+        assert process.wait() == 0
+    # Before a line above the bar, rich erases the bar with control sequences, which end in a letter.
+    lines = [
+        re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).strip() for line in re.split("[\r\n]+", shown.decode())
+    ]
+    events = [json.loads(line)["event"] for line in lines if "{" in line]
+    assert [events.count(event) for event in ("batch_start", "attempt", "call_end", "batch_end")] == [
+        1,
+        20,
+        20,
+        1,
+    ]
+    assert "━" in shown.decode()
+
+
+def test_webhooks_listen(spawn, start):
+    """The reasons of refusals are records of JSON with `--log-format json`."""
+    start()
+    process = spawn("webhooks", "listen", "--log-format", "json")
+    port = int(process.stderr.readline().rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/", b"{}", {"Content-Type": "application/json"})
+    assert 400 <= connection.getresponse().status < 500
+    connection.close()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    (record,) = json_lines(err)
+    assert record["logger"] == "plaid_relay_async.webhooks"
+    assert record["message"].startswith("a webhook wasn't stored: ")
+
+
+@pytest.mark.parametrize("command", ["gateway", "simulate", "console"])
+def test_servers(spawn, start, command, monkeypatch, tmp_path):
+    """The commands that serve have `--log-format`, and keep what they print on standard output."""
+    start()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    process = spawn(command, "--log-format", "json")
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_an_exception_in_json():
+    """Of an exception, JSON has the class; a message is escaped, and without tokens."""
+    record = logging.LogRecord(
+        "x", logging.ERROR, __file__, 1, "a\x1b[2J\nassets-sandbox-%s", ("0" * 8 + "-0000-1",), None
+    )
+    record.exc_info = (ValueError, ValueError(SECRET), None)
+    line = JSONFormatter().format(record)
+    assert line.isprintable()
+    fields = json.loads(line)
+    assert (fields["message"], fields["exception"]) == ("a\x1b[2J\n[hidden]", "ValueError")
+    record.exc_info = (None, None, None)
+    assert "exception" not in json.loads(JSONFormatter().format(record))
+
+
+def test_a_handler_writes_elsewhere():
+    """While a bar is shown, all handlers write above it."""
+    written = []
+    record = logging.LogRecord("x", logging.ERROR, __file__, 1, "a\nb", (), None)
+    with LogHandler.writing_with(lambda *lines: written.extend(lines)):
+        LogHandler().handle(record)
+    assert written == ["a", "b"]

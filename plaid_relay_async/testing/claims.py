@@ -78,9 +78,9 @@ class Claims:
 
     def _recording_report(self, report: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(report)
-        def recording(late_outcomes: LateOutcomes, path: str, outcome: Any) -> None:
+        def recording(late_outcomes: LateOutcomes, path: str, outcome: Any, call_id: str) -> None:
             if not late_outcomes.is_lost(outcome):
                 self._add(outcome)
-            report(late_outcomes, path, outcome)
+            report(late_outcomes, path, outcome, call_id)
 
         return recording

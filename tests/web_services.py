@@ -32,7 +32,8 @@ _AIOHTTP = """
 import importlib, socket, sys
 from aiohttp import web
 app = importlib.import_module(sys.argv[2]).app
-web.run_app(app, sock=socket.socket(fileno=int(sys.argv[1])), handler_cancellation=len(sys.argv) > 3)
+options = {name: int(value) for name, _, value in (text.partition("=") for text in sys.argv[3:])}
+web.run_app(app, sock=socket.socket(fileno=int(sys.argv[1])), **options)
 """
 _UVICORN = ["-m", "uvicorn", "--fd", "{fd}"]
 _GUNICORN = ["-m", "gunicorn", "-b", "fd://{fd}"]
@@ -52,7 +53,7 @@ COMMANDS = {
     "Starlette under gunicorn's own worker": [*_GUNICORN, "handlers:starlette", "-k", "asgi"],
     "Django": [*_UVICORN, "django_asgi:application"],
     "aiohttp.web": ["-c", _AIOHTTP, "{fd}", "handlers"],
-    "aiohttp.web with handler_cancellation": ["-c", _AIOHTTP, "{fd}", "handlers", "cancel"],
+    "aiohttp.web with handler_cancellation": ["-c", _AIOHTTP, "{fd}", "handlers", "handler_cancellation=1"],
 }
 
 
@@ -90,7 +91,7 @@ class Service:
         self.plaid.add_report(REPORT)
         with socket.create_server(("127.0.0.1", 0)) as listener, (self.folder / "log").open("wb") as log:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            command = [part.format(fd=listener.fileno()) for part in COMMANDS[self.name]]
+            command = [part.replace("{fd}", str(listener.fileno())) for part in COMMANDS[self.name]]
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *(*command, *self.options),

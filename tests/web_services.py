@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -168,7 +169,7 @@ class Service:
 
     async def records(self) -> dict[str, Record]:
         """Return what the journal has recorded for each partner."""
-        async with Journal(self.folder / "relay.db", run="web", key=self.key) as journal:
+        async with Journal(self._variables()["RELAY_JOURNAL"], run="web", key=self.key) as journal:
             return {record.secondary_client_id: record async for record in journal.records("web")}
 
 
@@ -182,10 +183,14 @@ def slow(partner: str, seconds: float = 1.5) -> Fault:
 
 
 async def check_nothing_lost(service: Service, *, unknown: set[str] = frozenset()) -> None:
-    """Check that no pair has two tokens, and that each token is in the journal, except those of unknown pairs."""
+    """Check that no pair has two tokens, and that each token is in the journal, except those of unknown pairs.
+
+    The log must contain no token, and no warning about a coroutine or a connection that was forgotten.
+    """
     records = await service.records()
     issued = {entry["secondary_client_id"]: entry["relay_token"] for entry in service.plaid.ledger}
     assert len(issued) == len(service.plaid.ledger)
     assert {partner for partner, record in records.items() if record.outcome == "unknown"} == unknown
     for partner, token in issued.items():
         assert records[partner].relay_token == (None if partner in unknown else token)
+    assert not re.search("|".join([REPORT, "never awaited", "Unclosed", *issued.values()]), service.log)

@@ -32,7 +32,15 @@ from plaid_relay_async.simulator import Fault
 # The services run in other processes. A journal that a test opens looks up its own path.
 pytestmark = pytest.mark.may_block
 PAGE = (RECIPES.parent.parent / "docs" / "web-services.md").read_text(encoding="utf-8")
-ONLY_FOR_TESTS = {"django_asgi.py", "django_settings.py", "handlers.py", "reports.py", "worker.py", "wsgi.py"}
+ONLY_FOR_TESTS = {
+    "django_asgi.py",
+    "django_settings.py",
+    "handlers.py",
+    "reports.py",
+    "sync_views.py",
+    "worker.py",
+    "wsgi.py",
+}
 DJANGO = {"DJANGO_SETTINGS_MODULE": "django_settings"}
 
 
@@ -141,7 +149,18 @@ async def test_a_disconnect(service, plaid):
     await check_nothing_lost(service)
 
 
-async def test_a_shutdown(service, plaid):
+@pytest.mark.slow
+async def test_a_synchronous_view_under_asgi(plaid, tmp_path):
+    """A synchronous view of Django under ASGI can use the server's client; its token isn't lost either."""
+    plaid.fail(slow("ada"))
+    async with running_service("django", plaid, tmp_path, VIEW="sync_views.share") as service:
+        await service.disconnect("ada")
+        created = await service.share("ada")
+        assert created.json == {"relay_token": issued_tokens(plaid)[0]}
+        await check_nothing_lost(service)
+
+
+async def test_a_shutdown(service, plaid, tmp_path):
     """A service that is asked to stop completes the creations in flight, and responds to their callers."""
     plaid.fail(slow("ada"))
     async with asyncio.TaskGroup() as tasks:
@@ -151,6 +170,7 @@ async def test_a_shutdown(service, plaid):
     assert response.result().json == {"relay_token": issued_tokens(plaid)[0]}
     # uvicorn stops in order, and then ends with the signal that it received.
     assert service.process.returncode in {0, -signal.SIGTERM}
+    assert not list(tmp_path.glob("relay.db?*"))  # each process has closed the journal: its lock file is gone
     await check_nothing_lost(service)
 
 
@@ -307,13 +327,14 @@ async def test_a_killed_process_of_a_task(plaid, start_celery):
 
 
 @pytest.mark.slow
-async def test_a_shutdown_of_celery(plaid, start_celery):
+async def test_a_shutdown_of_celery(plaid, start_celery, tmp_path):
     """A worker that is asked to stop completes its tasks."""
     plaid.fail(slow("ada"))
     async with start_celery() as service:
         await service.enqueue("ada")
         await service.wait_for_creation("ada")
         await service.stop()
+        assert not list(tmp_path.glob("relay.db?*"))
         await check_nothing_lost(service)
 
 

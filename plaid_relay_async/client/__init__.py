@@ -26,6 +26,7 @@ from plaid_relay_async.config import (
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import strip_init_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
+from plaid_relay_async.telemetry import Observer
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
     Authenticator,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from plaid_relay_async.outcomes import LateOutcome
+    from plaid_relay_async.telemetry import AttemptEnd, CallEnd
 
 __all__ = [
     "AssetReports",
@@ -122,6 +124,8 @@ class RelayClient:
         rate_limiter: RateLimiter | None = None,
         on_retry: Callable[[Retry], object] | None = None,
         on_late_outcome: Callable[[LateOutcome], object] | None = None,
+        on_attempt: Callable[[AttemptEnd], object] | None = None,
+        on_call_end: Callable[[CallEnd], object] | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -138,6 +142,7 @@ class RelayClient:
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
         late_outcomes = LateOutcomes(on_late_outcome)
+        observer = Observer(on_attempt, on_call_end)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
@@ -162,6 +167,7 @@ class RelayClient:
             retry=retry,
             rate_limiter=rate_limiter,
             drains=DrainTracker(),
+            observer=observer,
             on_late_outcome=late_outcomes.report_call,
             on_retry=on_retry,
             max_response_bytes=max_response_bytes,

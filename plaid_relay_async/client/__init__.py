@@ -83,6 +83,9 @@ class RelayClient:
         on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
             was cancelled after its request was sent, except for safe operations. The default logs a warning
             with the operation, the partner and the request ID, and without the token.
+        on_attempt: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
+        on_call_end: a function, not async, that is called with a `CallEnd` at the end of each call, also in a
+            batch. What it or `on_attempt` raises is logged, and changes nothing.
         max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.

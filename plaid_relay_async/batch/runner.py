@@ -30,6 +30,7 @@ from plaid_relay_async.errors import (
     reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown
+from plaid_relay_async.telemetry import ObservedCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Generator, Iterable
@@ -84,7 +85,6 @@ class Batch(Generic[OutcomeT, ResultT]):
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
-        self._observer = observer
         self._observed = observer.start_batch(operation.endpoint.path, run)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
@@ -169,7 +169,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         return self._runner
 
     async def _run(self) -> None:
-        self._observed.started()
+        self._observed.batch_started()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
@@ -182,7 +182,7 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     def _report_end(self) -> None:
         progress, stopped_by = self.progress, self.result.stopped_by
-        self._observed.ended(
+        self._observed.batch_ended(
             duration=self.result.elapsed,
             succeeded=progress.succeeded,
             failed=progress.failed,
@@ -265,13 +265,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.sending,
             self._acquire_recorder,
             started_at=self._now(),
-            observed=self._observer.start_call(
-                self._operation.endpoint.path,
-                request,
-                run=self._observed.run,
-                batch=self._observed,
-                number=self._requests_read,
-            ),
+            observed=ObservedCall(self._observed, request, self._observed.detailed, self._requests_read),
         )
         self.sending.calls[sender] = call
         try:

@@ -14,7 +14,7 @@ from plaid_relay_async.telemetry.logs import (
     log,
     log_to_stderr_if_requested,
 )
-from plaid_relay_async.telemetry.observer import ObservedBatch, ObservedCall, Observer
+from plaid_relay_async.telemetry.observer import CallGroup, ObservedCall, Observer
 
 __all__ = [
     "BATCHES",
@@ -24,8 +24,8 @@ __all__ = [
     "VARIABLE",
     "AttemptEnd",
     "CallEnd",
+    "CallGroup",
     "Fields",
-    "ObservedBatch",
     "ObservedCall",
     "Observer",
     "call_fields",

@@ -56,50 +56,55 @@ class Observer:
                 raise ConfigurationError(f"{name} must be a plain function, not an async one")
         self._has_callback = self.on_attempt is not None or self.on_call_end is not None
 
-    def start_call(
-        self,
-        operation: str,
-        request: object,
-        *,
-        run: str | None = None,
-        batch: ObservedBatch | None = None,
-        number: int = 0,
-    ) -> ObservedCall:
-        """Return the call that starts; report its end to it.
+    def start_call(self, operation: str, request: object, run: str | None = None) -> ObservedCall:
+        """Return a call outside of a batch, which starts; report its end to it.
 
         Args:
             operation: the path of the operation.
             request: the request of the call.
             run: the run name of the journal.
-            batch: the batch of the call.
-            number: the position of the request in the input of the batch, from 1.
         """
-        detailed = self._has_callback or CALLS.isEnabledFor(logging.DEBUG)
-        return ObservedCall(self, operation, request, detailed, run, batch, number)
+        group = CallGroup(self, operation, self.is_detailed(), run)
+        return ObservedCall(group, request, group.detailed)
 
-    def start_batch(self, operation: str, run: str | None) -> ObservedBatch:
-        """Return a batch that starts; report its end to it."""
-        return ObservedBatch(operation, run)
+    def start_batch(self, operation: str, run: str | None) -> CallGroup:
+        """Return a batch, which starts; report its end to it."""
+        return CallGroup(self, operation, self.is_detailed(), run, _new_id())
+
+    def is_detailed(self) -> bool:
+        """Return whether something listens to the ends of attempts and of successful calls."""
+        return self._has_callback or CALLS.isEnabledFor(logging.DEBUG)
 
 
 @define(eq=False, repr=False)
-class ObservedBatch:
-    """A batch, to whose end and calls the observer listens."""
+class CallGroup:
+    """A batch, or a call outside of a batch.
 
+    Attributes:
+        observer: the observer of the client.
+        operation: the path of the operation.
+        detailed: whether the ends of attempts and of successful calls are reported, too. Otherwise only
+            retries and unknown outcomes are.
+        run: the run name of the journal.
+        batch_id: the identifier of the batch.
+    """
+
+    observer: Observer
     operation: str
+    detailed: bool
     run: str | None
-    batch_id: str = field(factory=_new_id, init=False)
+    batch_id: str | None = None
 
-    def started(self) -> None:
+    def batch_started(self) -> None:
         """Report that the batch has started."""
-        log(BATCHES, logging.INFO, "batch_start", **self._fields)
+        log(BATCHES, logging.INFO, "batch_start", **self._log_fields)
 
-    def ended(self, **fields: Any) -> None:
+    def batch_ended(self, **fields: Any) -> None:
         """Report that the batch has ended; see `logs.Fields`."""
-        log(BATCHES, logging.INFO, "batch_end", **self._fields, **fields)
+        log(BATCHES, logging.INFO, "batch_end", **self._log_fields, **fields)
 
     @property
-    def _fields(self) -> dict[str, Any]:
+    def _log_fields(self) -> dict[str, Any]:
         return {"operation": self.operation, "batch": self.batch_id, "run": self.run}
 
 
@@ -108,25 +113,25 @@ class ObservedCall:
     """A call, to whose attempts, retries and end the observer listens.
 
     Attributes:
-        detailed: whether the ends of attempts and of successful calls are reported, too. Otherwise only
-            retries and unknown outcomes are.
+        group: the batch, or what stands for it.
+        request: the request of the call.
+        detailed: see `CallGroup`.
+        number: the position of the request in the input of the batch, from 1; 0 outside of a batch.
     """
 
-    observer: Observer
-    operation: str
+    group: CallGroup
     request: Any
     detailed: bool
-    run: str | None
-    batch: ObservedBatch | None
-    number: int
-    _call_id: str | None = field(default=None, init=False)
-    _request_id: str | None = field(default=None, init=False)
+    number: int = 0
+    _call_id: str | None = None
+    _request_id: str | None = None
 
     @property
     def call_id(self) -> str:
         """The identifier of the call, created when it is first used."""
         if self._call_id is None:
-            self._call_id = _new_id() if self.batch is None else f"{self.batch.batch_id}-{self.number}"
+            batch_id = self.group.batch_id
+            self._call_id = _new_id() if batch_id is None else f"{batch_id}-{self.number}"
         return self._call_id
 
     # -------------------------------------------------------------------------------------- the events
@@ -164,7 +169,7 @@ class ObservedCall:
             status=status,
             **fields,
         )
-        self._run_callback("on_attempt", self.observer.on_attempt, end)
+        self._run_callback("on_attempt", self.group.observer.on_attempt, end)
 
     def retry_planned(self, error: PlaidRelayError, *, attempts: int, wait: float) -> None:
         """Report that another attempt will follow.
@@ -176,56 +181,53 @@ class ObservedCall:
         """
         self.log(logging.INFO, "retry", attempt=attempts, wait=wait, **error_fields(error))
 
-    def ended(
-        self, outcome: str, error: BaseException | None = None, *, attempts: int, duration: float
-    ) -> None:
+    def ended(self, outcome: str, result: Any, attempts: int, started_at: float) -> None:
         """Report the end of the call.
 
         Args:
             outcome: how it ended; see `CallEnd`.
-            error: its error, if there is one.
+            result: its error, or what may have it as the attribute `error`.
             attempts: the number of its attempts.
-            duration: seconds that it took.
+            started_at: the event loop's time at which it started.
         """
-        self.observer.outcomes[outcome] += 1
-        unknown = outcome == "unknown"
-        if not (self.detailed or unknown):
+        observer = self.group.observer
+        observer.outcomes[outcome] += 1
+        if not self.detailed and outcome != "unknown":
             return
-        fields = {"attempts": attempts, "outcome": outcome, "duration": duration, **self._error_fields(error)}
-        self.log(logging.WARNING if unknown else logging.DEBUG, "call_end", run=self.run, **fields)
-        if self.observer.on_call_end is not None:
-            end = CallEnd(**self._identity, **fields)
-            self._run_callback("on_call_end", self.observer.on_call_end, end)
+        fields = self._end_fields(outcome, result, attempts, started_at)
+        level = logging.WARNING if outcome == "unknown" else logging.DEBUG
+        self.log(level, "call_end", run=self.group.run, **fields)
+        if observer.on_call_end is not None:
+            self._run_callback("on_call_end", observer.on_call_end, CallEnd(**self._identity, **fields))
 
-    def write_lost(
-        self, outcome: str, error: BaseException | None, *, attempts: int, duration: float
-    ) -> None:
+    def write_lost(self, outcome: str, result: Any, attempts: int, started_at: float) -> None:
         """Report that the journal may not have the outcome of the call; see `ended`."""
-        fields = {"attempts": attempts, "outcome": outcome, "duration": duration, **self._error_fields(error)}
-        self.log(logging.WARNING, "write_lost", logger=JOURNAL, run=self.run, **fields)
+        fields = self._end_fields(outcome, result, attempts, started_at)
+        self.log(logging.WARNING, "write_lost", logger=JOURNAL, run=self.group.run, **fields)
 
     # ------------------------------------------------------------------------------------- the listeners
 
     def log(self, level: int, event: str, *, logger: logging.Logger = CALLS, **fields: Any) -> None:
         """Log an event of the call; see `logs.log`."""
         if logger.isEnabledFor(level):
-            log(logger, level, event, **call_fields(self.operation, self.request, self.call_id), **fields)
+            identity = call_fields(self.group.operation, self.request, self.call_id)
+            log(logger, level, event, **identity, **fields)
 
     @property
     def _identity(self) -> dict[str, Any]:
         return {
-            "operation": self.operation,
+            "operation": self.group.operation,
             "call_id": self.call_id,
-            "batch_id": None if self.batch is None else self.batch.batch_id,
-            "run": self.run,
+            "batch_id": self.group.batch_id,
+            "run": self.group.run,
             "partner": getattr(self.request, "secondary_client_id", None),
         }
 
-    def _error_fields(self, error: BaseException | None) -> dict[str, Any]:
-        """Return the fields of a call's end that its error determines."""
-        if error is None:
-            return {"status": None, "error_code": None, "request_id": self._request_id}
-        return error_fields(error)
+    def _end_fields(self, outcome: str, result: Any, attempts: int, started_at: float) -> dict[str, Any]:
+        error = result if isinstance(result, BaseException) else getattr(result, "error", None)
+        fields = {"status": None, "error_code": None, "request_id": self._request_id} | error_fields(error)
+        duration = asyncio.get_running_loop().time() - started_at
+        return {"outcome": outcome, "attempts": attempts, "duration": duration, **fields}
 
     def _run_callback(self, name: str, callback: Callable[[E], object] | None, event: E) -> None:
         """Call a function of the caller. What it raises is logged, and never changes the outcome."""

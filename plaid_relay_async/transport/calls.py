@@ -156,10 +156,12 @@ class Transport:
             call.cancellation = call.cancellation or error
             result = call.result_if_cancelled
         except BaseException as error:
-            _report_end(call, error, started)
+            if gate is None:
+                _report_end(call, error, started)
             raise
         try:
-            _report_end(call, result, started)
+            if gate is None:
+                _report_end(call, result, started)
             if call.cancellation is not None:
                 self._raise_cancellation(call, result, started)
             if isinstance(result, PlaidRelayError):
@@ -404,7 +406,7 @@ def _report_attempt(
 
 
 def _report_end(call: CallState[Any], result: Any, started: float) -> None:
-    """Report the end of a call to the observer, unless its gate does.
+    """Report the end of a call without a gate to the observer.
 
     Args:
         call: the call.
@@ -412,16 +414,13 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
             what is known of it; `None` for nothing.
         started: the event loop's time at which the call started.
     """
-    if call.gate is not None:
-        return
     outcome = outcome_of(result, is_safe=call.endpoint.idempotency is Idempotency.SAFE)
-    error = result if isinstance(result, BaseException) else None
     if call.cancellation is not None and not call.reports_late_outcome:
         outcome = "cancelled"
-    elif error is not None and not isinstance(error, PlaidRelayError):
+    elif isinstance(result, BaseException) and not isinstance(result, PlaidRelayError):
         # No code expects such an error, so an attempt may have been executed.
         outcome = "unknown" if call.attempts and not call.is_safe else "failed"
-    call.observed.ended(outcome, error, attempts=call.attempts, duration=call.now() - started)
+    call.observed.ended(outcome, result, call.attempts, started)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

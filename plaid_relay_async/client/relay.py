@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, codec
+from plaid_relay_async import batch, codec, watching
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
@@ -346,6 +346,8 @@ class Relay(OperationGroup):
             raise call.sending.error
         if isinstance(call.outcome, Failed | Unknown):
             raise call.outcome.error
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(call.outcome)
         return call.outcome.response
 
     @strip_traceback

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from plaid_relay_async import codec, telemetry
+from plaid_relay_async import codec, telemetry, watching
 from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
@@ -448,6 +448,8 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
         # No code expects such an error, so an attempt may have been executed.
         outcome = "unknown" if call.attempts and not call.is_safe else "failed"
     call.observed.ended(outcome, result, call.attempts, started)
+    if (watcher := watching.watcher) is not None and call.cancellation is None:
+        watcher.add_received(result)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

@@ -104,7 +104,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         item.config.stash[_passed].append(call.excinfo is None)
 
 
-# Of the old style, because pluggy before 1.2 rejects a module with wrappers of the new style.
+# Of the old style: pytest 7 loads this module as well, and its pluggy may reject wrappers of the new style.
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[None], None]:
     """Check the end of a test when its fixtures are torn down, and restore the environment."""

@@ -22,6 +22,7 @@ from plaid_relay_async.config import (
     check_type,
     resolve_base_url,
     resolve_identity,
+    resolve_user_agent,
 )
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import strip_init_traceback
@@ -81,6 +82,8 @@ class RelayClient:
         on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
             was cancelled after its request was sent, except for safe operations. The default logs a warning
             with the operation, the partner and the request ID, and without the token.
+        application: the name and the version of your application, such as `("loan-service", "1.4")`, which
+            are added to the header User-Agent.
         max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
@@ -122,6 +125,7 @@ class RelayClient:
         rate_limiter: RateLimiter | None = None,
         on_retry: Callable[[Retry], object] | None = None,
         on_late_outcome: Callable[[LateOutcome], object] | None = None,
+        application: tuple[str, str] | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -164,6 +168,7 @@ class RelayClient:
             drains=DrainTracker(),
             on_late_outcome=late_outcomes.report_call,
             on_retry=on_retry,
+            user_agent=resolve_user_agent(application),
             max_response_bytes=max_response_bytes,
         )
         self.relay = Relay(transport, timeouts, late_outcomes)

@@ -20,7 +20,7 @@ from plaid_relay_async import codec, telemetry
 from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of, leaves_unknown
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.config import PLAID_VERSION, RetryPolicy, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
@@ -45,7 +45,6 @@ R = TypeVar("R")
 # A report of at least this size is decoded in a thread: one megabyte would block the event loop for 20 ms.
 _LARGE_BODY_BYTES = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
-_COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 
 class Transport:
@@ -71,6 +70,7 @@ class Transport:
         drains: DrainTracker,
         on_late_outcome: Callable[..., object],
         on_retry: OnRetry | None = None,
+        user_agent: str,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         check_count("max_response_bytes", max_response_bytes)
@@ -81,6 +81,7 @@ class Transport:
         self._retry = retry
         self.drains: Final = drains
         self._on_late_outcome = on_late_outcome
+        self._common_headers = {"Plaid-Version": PLAID_VERSION, "User-Agent": user_agent}
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
         self._admission = Admission(session, authenticator, rate_limiter, self._counters)
@@ -318,7 +319,7 @@ class Transport:
         if endpoint.path not in authentication.prepared_requests:
             authentication.prepared_requests[endpoint.path] = exchange.prepare(
                 self._base_url + endpoint.path,
-                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
+                {**self._common_headers, **authentication.headers, **endpoint.headers},
             )
         attempt = wire.Attempt(
             prepared_request=authentication.prepared_requests[endpoint.path],

@@ -7,6 +7,7 @@ attempt follows.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 from functools import partial
@@ -19,7 +20,7 @@ from plaid_relay_async import codec, telemetry
 from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import PLAID_VERSION, RetryPolicy, check_count, check_type
+from plaid_relay_async.config import PLAID_VERSION, RetryPolicy, Timeouts, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plaid_relay_async.cancellation import DrainTracker
-    from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.config import CredentialsSource
     from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.telemetry import Observer
@@ -79,17 +80,51 @@ class Transport:
         _check_callables(on_retry, rate_limiter)
         self._session = session
         self._base_url = base_url
-        self._timeouts = timeouts
-        self._retry = retry
         self.drains: Final = drains
         self.observer: Final = observer
         self._on_late_outcome = on_late_outcome
         self._common_headers = {"Plaid-Version": PLAID_VERSION, "User-Agent": user_agent}
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
-        self._admission = Admission(session, authenticator, rate_limiter, self._counters)
-        self.throttles: Final = self._admission.throttles
-        self._retries = Retries(self._admission, on_retry)
+        self._on_retry = on_retry
+        self._use(timeouts, retry, Admission(session, authenticator, rate_limiter, self._counters))
+
+    def _use(self, timeouts: Timeouts, retry: RetryPolicy, admission: Admission) -> None:
+        self._timeouts = timeouts
+        self._retry = retry
+        self._admission = admission
+        self.throttles = admission.throttles
+        self._retries = Retries(admission, self._on_retry)
+
+    def with_options(
+        self,
+        timeouts: Timeouts | None,
+        retry: RetryPolicy | None,
+        credentials: CredentialsSource | None,
+        rate_limiter: RateLimiter | None,
+    ) -> Transport:
+        """Return a transport with the same connection pool and counters; `None` leaves a setting as it is.
+
+        With other credentials, neither throttles nor the rate limiter are shared.
+
+        Raises:
+            ConfigurationError: a setting is invalid, there is a rate limiter without credentials, or a
+                gateway adds the credentials.
+        """
+        if timeouts is not None:
+            check_type("timeouts", timeouts, Timeouts)
+        if retry is not None:
+            check_type("retry", retry, RetryPolicy)
+        _check_callables(None, rate_limiter)
+        if credentials is not None:
+            admission = self._admission.with_credentials(credentials, rate_limiter)
+        elif rate_limiter is None:
+            admission = self._admission
+        else:
+            raise ConfigurationError("rate_limiter= needs credentials=: it is a limit of other credentials")
+        transport = copy.copy(self)
+        transport._use(timeouts or self._timeouts, retry or self._retry, admission)  # noqa: SLF001  # of this class
+        return transport
 
     async def call(
         self,

@@ -48,7 +48,7 @@ MAP = {
     "session": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
-    "telemetry": AllowedImports(GROUND_FLOOR, ("attrs",)),
+    "telemetry": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "opentelemetry", "yarl")),
     "transport": AllowedImports(
         (
             *GROUND_FLOOR,

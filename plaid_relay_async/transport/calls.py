@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,7 +31,7 @@ from plaid_relay_async.transport.retries import Retries, RetrySignal, repeat_on_
 from plaid_relay_async.transport.statistics import Counters, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import CredentialsSource
@@ -88,6 +89,8 @@ class Transport:
         self._counters = Counters()
         self._on_retry = on_retry
         self._use(timeouts, retry, Admission(session, authenticator, rate_limiter, self._counters))
+        if observer.otel is not None:
+            observer.otel.get_rates = self._rates
 
     def _use(self, timeouts: Timeouts, retry: RetryPolicy, admission: Admission) -> None:
         self._timeouts = timeouts
@@ -284,11 +287,13 @@ class Transport:
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""
-        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
-        finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
         return self._counters.snapshot(
-            outcomes=self.observer.outcomes, connections=self._session.connections, rates=finite_rates
+            outcomes=self.observer.outcomes, connections=self._session.connections, rates=self._rates()
         )
+
+    def _rates(self) -> dict[str, float]:
+        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
+        return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
 
     # ------------------------------------------------------------------------------------- attempts
 
@@ -312,7 +317,10 @@ class Transport:
         secret: Hidden[str] | None = None
         result: R | PlaidRelayError
         try:
+            waiting_since = call.now() if call.observed.detailed else 0.0
             authentication = await self._admission.admit(call)
+            if call.observed.detailed:
+                call.observed.attempt_admitted(call.now() - waiting_since)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
@@ -349,15 +357,23 @@ class Transport:
             return self._retries.retry_or_raise(call, result, certainty)
         return result
 
+    def _prepare_request(
+        self,
+        endpoint: Endpoint[Any, Any],
+        authentication: Authentication,
+        trace_headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Any:
+        return self._session.exchange.prepare(
+            self._base_url + endpoint.path,
+            {**self._common_headers, **authentication.headers, **endpoint.headers, **trace_headers},
+        )
+
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         self._session.check_usable()  # the client may have been closed during a wait
         exchange, endpoint = self._session.exchange, call.endpoint
         # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
-            authentication.prepared_requests[endpoint.path] = exchange.prepare(
-                self._base_url + endpoint.path,
-                {**self._common_headers, **authentication.headers, **endpoint.headers},
-            )
+            authentication.prepared_requests[endpoint.path] = self._prepare_request(endpoint, authentication)
         attempt = wire.Attempt(
             prepared_request=authentication.prepared_requests[endpoint.path],
             body=codec.encode_request(call.request, authentication.fields),
@@ -373,6 +389,8 @@ class Transport:
         # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
+        if call.observed.detailed:
+            self._start_observed_attempt(call, authentication, attempt)
         try:
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
@@ -388,6 +406,15 @@ class Transport:
                 call.cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
+            if call.observed.detailed:
+                call.observed.response_received()
+
+    def _start_observed_attempt(
+        self, call: CallState[Any], authentication: Authentication, attempt: wire.Attempt
+    ) -> None:
+        """Report the start of an attempt, and add the headers that continue its trace, if there are any."""
+        if headers := call.observed.attempt_started(call.attempts):
+            attempt.prepared_request = self._prepare_request(call.endpoint, authentication, headers)
 
     def _attempt_interrupted(
         self,

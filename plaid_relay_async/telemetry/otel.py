@@ -134,6 +134,13 @@ def instruments_of(provider: MeterProvider | None) -> Instruments | None:
     return _instruments[provider]
 
 
+@_harmless
+def record_commit(provider: MeterProvider | None, seconds: float) -> None:
+    """Record the seconds of a commit of a journal with a provider, or with the global one."""
+    if (instruments := instruments_of(provider)) is not None:
+        instruments.commits.record(seconds)
+
+
 class OpenTelemetry:
     """The connection of a client to OpenTelemetry.
 

@@ -53,6 +53,7 @@ from plaid_relay_async.models import (
     AssetReportUser,
     PdfFile,
     PdfResponse,
+    PlaidRequest,
     RelayCreateRequest,
     RelayCreateResponse,
     RelayGetRequest,
@@ -73,6 +74,7 @@ from plaid_relay_async.outcomes import (
     Removed,
     Unknown,
 )
+from plaid_relay_async.telemetry import AttemptEnd, CallEnd, Telemetry
 from plaid_relay_async.transport import RateLimiter, Retry, Statistics
 
 if TYPE_CHECKING:
@@ -97,11 +99,13 @@ __all__ = [
     "AssetReportRefreshResponse",
     "AssetReportRemoveResponse",
     "AssetReportUser",
+    "AttemptEnd",
     "AuthenticationError",
     "Batch",
     "BatchOptions",
     "BatchResult",
     "BatchStoppedError",
+    "CallEnd",
     "ClientClosedError",
     "Completed",
     "ConfigurationError",
@@ -129,6 +133,7 @@ __all__ = [
     "PdfResponse",
     "PlaidAPIError",
     "PlaidRelayError",
+    "PlaidRequest",
     "PlaidServerError",
     "Progress",
     "RateLimitError",
@@ -154,6 +159,7 @@ __all__ = [
     "SandboxPublicTokenCreateResponse",
     "SentWebhook",
     "Statistics",
+    "Telemetry",
     "Timeouts",
     "Unknown",
     "WaitTooLongError",

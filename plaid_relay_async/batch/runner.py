@@ -14,12 +14,11 @@ A batch sends nothing itself: each of its calls (`TrackedCall`) awaits a functio
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
-from plaid_relay_async import telemetry
+from plaid_relay_async import watching
 from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedCall
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
@@ -29,9 +28,9 @@ from plaid_relay_async.errors import (
     DuplicateRequestError,
     PlaidRelayError,
     is_ordinary_error,
-    reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown
+from plaid_relay_async.telemetry import ObservedCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Generator, Iterable
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.batch.operations import BatchOperation
     from plaid_relay_async.batch.options import BatchSettings
     from plaid_relay_async.cancellation import DrainTracker
+    from plaid_relay_async.telemetry import Observer
 
 T = TypeVar("T")
 
@@ -75,21 +75,17 @@ class Batch(Generic[OutcomeT, ResultT]):
         *,
         drain_timeout: float,
         drains: DrainTracker,
+        observer: Observer,
         request_from_token: Callable[[Any], Any] | None = None,
         acquire_recorder: AcquireRecorder | None = None,
         run: str | None = None,
     ) -> None:
-        self.result: Final[ResultT] = operation.result_type()
+        self._result: Final[ResultT] = operation.result_type()
         self._operation = operation
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
-        self._log_fields: dict[str, Any] = {
-            "operation": operation.endpoint.path,
-            "batch": telemetry.new_id(),
-            "run": run,
-        }
-        self._logs_calls = telemetry.CALLS.isEnabledFor(logging.DEBUG)
+        self._observed = observer.new_batch(operation.endpoint.path, run)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
@@ -97,7 +93,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             drains,
             operation.report_identity,
             self._reader,
-            self.result,
+            self._result,
         )
         self._unread_outcomes: deque[OutcomeT] = deque()
         self._stream_changed = asyncio.Event()
@@ -133,7 +129,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         finally:
             self._streamed = False
             while self._unread_outcomes:
-                self.result.add_outcome(self._unread_outcomes.popleft())
+                self._result.add_outcome(self._unread_outcomes.popleft())
         # An exception of the caller's loop takes precedence.
         if error is None:
             self._raise_error()
@@ -151,7 +147,17 @@ class Batch(Generic[OutcomeT, ResultT]):
             self._stream_changed.clear()
             await self._stream_changed.wait()
         self._capacity.release()
-        return self._unread_outcomes.popleft()
+        outcome = self._unread_outcomes.popleft()
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(outcome)
+        return outcome
+
+    @property
+    def result(self) -> ResultT:
+        """The result, which grows until the batch has ended."""
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(self._result)
+        return self._result
 
     def __del__(self) -> None:
         # The attribute is missing if `__init__` raised.
@@ -173,7 +179,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         return self._runner
 
     async def _run(self) -> None:
-        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_start", **self._log_fields)
+        self._observed.batch_started()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
@@ -181,21 +187,18 @@ class Batch(Generic[OutcomeT, ResultT]):
         finally:
             # A done callback would run too late: a stream may see that the task is done before its callbacks
             # run.
-            self.result.elapsed = self._now() - self._started_at
-            self._log_end()
+            self._result.elapsed = self._now() - self._started_at
+            self._report_end()
 
-    def _log_end(self) -> None:
-        progress, stopped_by = self.progress, self.result.stopped_by
-        fields: dict[str, Any] = {
-            "duration": self.result.elapsed,
+    def _report_end(self) -> None:
+        progress, stopped_by = self.progress, self._result.stopped_by
+        counts = {
             "succeeded": progress.succeeded,
             "failed": progress.failed,
             "unknown": progress.unknown,
-            "not_attempted": len(self.result.not_attempted),
+            "not_attempted": len(self._result.not_attempted),
         }
-        if stopped_by is not None:
-            fields["error_code"] = reason_of(stopped_by)
-        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_end", **self._log_fields, **fields)
+        self._observed.batch_ended(stopped_by, duration=self._result.elapsed, counts=counts)
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:
@@ -256,12 +259,15 @@ class Batch(Generic[OutcomeT, ResultT]):
             return None
         self._requests_read += 1
         if self.sending.stopped:  # while this sender waited for the input
-            self.result.not_attempted.append(request)
+            self._result.not_attempted.append(request)
             return None
         return request
 
     async def _process_request(self, sender: asyncio.Task[None], request: object) -> bool:
         """Process one request, deliver its outcome, and return whether its call succeeded."""
+        observed = ObservedCall(self._observed, request, self._observed.detailed, self._requests_read)
+        if observed.detailed:
+            observed.start()
         # `call` is local to this frame, so a sender that waits for its next request keeps no report in
         # memory.
         call: TrackedCall[OutcomeT] = TrackedCall(
@@ -271,8 +277,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.sending,
             self._acquire_recorder,
             started_at=self._now(),
-            call_id=f"{self._log_fields['batch']}-{self._requests_read}",
-            run_name=self._log_fields["run"],
+            observed=observed,
         )
         self.sending.calls[sender] = call
         try:
@@ -282,29 +287,29 @@ class Batch(Generic[OutcomeT, ResultT]):
                 await call.run()
         finally:
             if call.outcome is None:
-                self.result.not_attempted.append(request)
+                self._result.not_attempted.append(request)
             else:
                 # If the requests for the report have stopped, the error was counted before, with another
                 # request.
                 self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
-            succeeded = not isinstance(call.outcome, _NOT_SUCCEEDED)
-            if self._logs_calls or call.recorder is not None or not succeeded:
-                call.log_end()
-        return succeeded
+            call.report_end()
+        return not isinstance(call.outcome, _NOT_SUCCEEDED)
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
-        self.result.count_outcome(outcome)
+        self._result.count_outcome(outcome)
         # A streamed outcome occupies capacity until the caller's loop receives it.
         if self._streamed:
             self._unread_outcomes.append(outcome)
             self._stream_changed.set()
         else:
-            self.result.add_outcome(outcome)
+            self._result.add_outcome(outcome)
             self._capacity.release()
         self.sending.count_outcome(outcome, error)
         if self._settings.on_outcome is not None:
             self._run_callback(self._settings.on_outcome, outcome)
+            if (watcher := watching.watcher) is not None:
+                watcher.add_received(outcome)
         if self._settings.on_progress is not None:
             self._run_callback(self._settings.on_progress, self.progress)
 
@@ -319,7 +324,7 @@ class Batch(Generic[OutcomeT, ResultT]):
     @property
     def progress(self) -> Progress:
         """The current progress of the batch."""
-        counts, not_attempted = self.result.counts, len(self.result.not_attempted)
+        counts, not_attempted = self._result.counts, len(self._result.not_attempted)
         done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
             requests_read=self._requests_read,

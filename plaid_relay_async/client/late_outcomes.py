@@ -7,7 +7,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, telemetry
+from plaid_relay_async import batch, telemetry, watching
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.outcomes import Completed, outcome_word
 
@@ -48,15 +48,11 @@ class LateOutcomes:
         outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
         self.report(endpoint.path, outcome, call_id)
 
-    def is_lost(self, outcome: LateOutcome) -> bool:
-        """Return whether neither a callback nor a journal receives the outcome."""
-        return self._callback is None and not outcome.journalled
-
     def report(self, path: str, outcome: LateOutcome, call_id: str) -> None:
-        """Pass an outcome to the callback, or log it if it would be lost."""
-        if self.is_lost(outcome):
-            _log_outcome(path, outcome, call_id, "pass RelayClient(on_late_outcome=...) to receive it")
+        """Pass an outcome to the callback, or log it if neither a callback nor a journal receives it."""
         if self._callback is None:
+            if not outcome.journalled:
+                _log_outcome(path, outcome, call_id, "pass RelayClient(on_late_outcome=...) to receive it")
             return
         try:
             self._callback(outcome)
@@ -65,6 +61,9 @@ class LateOutcomes:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
             _log_outcome(path, outcome, call_id, f"on_late_outcome raised {type(error).__name__}")
+            return
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(outcome)
 
 
 def _log_outcome(path: str, outcome: LateOutcome, call_id: str, remark: str) -> None:

@@ -11,24 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import define, field
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.certainty import error_of_call
-from plaid_relay_async.codec import Endpoint
+from plaid_relay_async.codec import Endpoint, Idempotency
 from plaid_relay_async.config import RetryPolicy
 from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, WaitTooLongError
 from plaid_relay_async.session import SessionManager
+from plaid_relay_async.telemetry import ObservedCall
 from plaid_relay_async.transport.authentication import Authenticator, errors_as_not_sent
 from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
 from plaid_relay_async.transport.statistics import Counters
 from plaid_relay_async.transport.throttle import Throttle, Ticket
 
 if TYPE_CHECKING:
+    from plaid_relay_async.config import CredentialsSource
     from plaid_relay_async.transport.authentication import Authentication
 
 R = TypeVar("R")
@@ -45,7 +47,7 @@ class CallState(Generic[R]):
             excluded from it (see the module's docstring) move it.
         read_timeout: the seconds until a response begins, and between two chunks of it.
         response_reserve: the seconds before the deadline that are left for the connection and the response.
-        logs_attempts: whether each attempt, and the end of the call, is logged.
+        observed: the call as the observer sees it.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
         attempts: the number of attempts, including those that weren't sent.
@@ -68,7 +70,7 @@ class CallState(Generic[R]):
     deadline: float
     read_timeout: float
     response_reserve: float
-    logs_attempts: bool
+    observed: ObservedCall
     rounds: int = 0
     uncounted_rounds: int = 0
     attempts: int = 0
@@ -77,7 +79,6 @@ class CallState(Generic[R]):
     result_if_cancelled: Any = None
     wait_scope: asyncio.Timeout | None = None
     cancellation: asyncio.CancelledError | None = None
-    _call_id: str = field(default="", init=False)
     ticket: Ticket = field(init=False)
 
     @property
@@ -106,17 +107,14 @@ class CallState(Generic[R]):
         return self.deadline - self.response_reserve
 
     @property
-    def call_id(self) -> str:
-        """The identifier of the call in log records, created when it is first used."""
-        if self.gate is not None:
-            return self.gate.call_id
-        self._call_id = self._call_id or telemetry.new_id()
-        return self._call_id
+    def is_safe(self) -> bool:
+        """Whether the operation changes nothing, so that its outcome is never unknown."""
+        return self.endpoint.idempotency is Idempotency.SAFE
 
-    def log(self, level: int, event: str, **fields: Any) -> None:
-        """Log an event of the call; see `telemetry.log`."""
-        identity = telemetry.call_fields(self.endpoint.path, self.request, self.call_id)
-        telemetry.log(telemetry.CALLS, level, event, **identity, **fields)
+    @property
+    def reports_late_outcome(self) -> bool:
+        """Whether a cancellation makes the outcome of the call a late one."""
+        return self.sent and self.gate is None and not self.is_safe
 
     def error_of_call(self, error: PlaidRelayError) -> PlaidRelayError:
         """Return the error that the call ends with, from the error of its last attempt."""
@@ -130,6 +128,7 @@ class Admission:
     Attributes:
         throttles: the throttle of each operation, by path.
         wait_scopes: the waits that end when the client is closed; see `while_open`.
+        family: this object and those of other credentials with the same connection pool, while they are used.
     """
 
     session: SessionManager
@@ -138,6 +137,19 @@ class Admission:
     counters: Counters
     throttles: defaultdict[str, Throttle] = field(factory=lambda: defaultdict(Throttle))
     wait_scopes: set[asyncio.Timeout] = field(factory=set, init=False)
+    family: weakref.WeakSet[Admission] = field(factory=weakref.WeakSet, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        self.family.add(self)
+
+    def with_credentials(self, credentials: CredentialsSource, rate_limiter: RateLimiter | None) -> Admission:
+        """Return the admission of other credentials: it has the same connection slots, and no other state.
+
+        Raises:
+            ConfigurationError: they aren't credentials, or a gateway adds the credentials.
+        """
+        authenticator = self.authenticator.with_credentials(credentials)
+        return Admission(self.session, authenticator, rate_limiter, self.counters, family=self.family)
 
     @contextlib.asynccontextmanager
     async def while_open(self) -> AsyncIterator[asyncio.Timeout]:
@@ -162,12 +174,13 @@ class Admission:
             raise ClientClosedError("this client was closed while the call waited") from None
 
     def end_waits(self) -> None:
-        """End all waits, because the client is closed."""
-        scopes, self.wait_scopes = self.wait_scopes, set()
-        for scope in scopes:
-            scope.reschedule(0.0)
-        for throttle in self.throttles.values():
-            throttle.queue.wake_head()
+        """End all waits for the connection pool, whatever their credentials, because the client is closed."""
+        for admission in tuple(self.family):
+            scopes, admission.wait_scopes = admission.wait_scopes, set()
+            for scope in scopes:
+                scope.reschedule(0.0)
+            for throttle in admission.throttles.values():
+                throttle.queue.wake_head()
 
     async def admit(self, call: CallState[Any]) -> Authentication:
         """Wait until an attempt may start, and return its credentials.

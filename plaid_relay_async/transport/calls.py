@@ -7,20 +7,21 @@ attempt follows.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
-import logging
 import math
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from yarl import URL
 
-from plaid_relay_async import codec, telemetry
+from plaid_relay_async import codec, telemetry, watching
 from plaid_relay_async.cancellation import Draining
-from plaid_relay_async.certainty import Certainty, certainty_of, leaves_unknown
+from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.config import PLAID_VERSION, RetryPolicy, Timeouts, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
@@ -30,12 +31,13 @@ from plaid_relay_async.transport.retries import Retries, RetrySignal, repeat_on_
 from plaid_relay_async.transport.statistics import Counters, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from plaid_relay_async.cancellation import DrainTracker
-    from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.config import CredentialsSource
     from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.session import SessionManager
+    from plaid_relay_async.telemetry import Observer
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
     from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
     from plaid_relay_async.transport.retries import OnRetry
@@ -45,7 +47,6 @@ R = TypeVar("R")
 # A report of at least this size is decoded in a thread: one megabyte would block the event loop for 20 ms.
 _LARGE_BODY_BYTES = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
-_COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 
 class Transport:
@@ -53,6 +54,7 @@ class Transport:
 
     Args:
         drains: counts the client's drains, including those of batches.
+        observer: receives what happens to calls.
         on_late_outcome: receives the outcomes of cancelled calls; see `LateOutcomes.report_call`.
 
     Attributes:
@@ -69,23 +71,63 @@ class Transport:
         retry: RetryPolicy,
         rate_limiter: RateLimiter | None = None,
         drains: DrainTracker,
+        observer: Observer,
         on_late_outcome: Callable[..., object],
         on_retry: OnRetry | None = None,
+        user_agent: str,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         check_count("max_response_bytes", max_response_bytes)
         _check_callables(on_retry, rate_limiter)
         self._session = session
         self._base_url = base_url
-        self._timeouts = timeouts
-        self._retry = retry
         self.drains: Final = drains
+        self.observer: Final = observer
         self._on_late_outcome = on_late_outcome
+        self._common_headers = {"Plaid-Version": PLAID_VERSION, "User-Agent": user_agent}
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
-        self._admission = Admission(session, authenticator, rate_limiter, self._counters)
-        self.throttles: Final = self._admission.throttles
-        self._retries = Retries(self._admission, on_retry)
+        self._on_retry = on_retry
+        self._use(timeouts, retry, Admission(session, authenticator, rate_limiter, self._counters))
+        if observer.otel is not None:
+            observer.otel.get_rates = self._rates
+
+    def _use(self, timeouts: Timeouts, retry: RetryPolicy, admission: Admission) -> None:
+        self._timeouts = timeouts
+        self._retry = retry
+        self._admission = admission
+        self.throttles = admission.throttles
+        self._retries = Retries(admission, self._on_retry)
+
+    def with_options(
+        self,
+        timeouts: Timeouts | None,
+        retry: RetryPolicy | None,
+        credentials: CredentialsSource | None,
+        rate_limiter: RateLimiter | None,
+    ) -> Transport:
+        """Return a transport with the same connection pool and counters; `None` leaves a setting as it is.
+
+        With other credentials, neither throttles nor the rate limiter are shared.
+
+        Raises:
+            ConfigurationError: a setting is invalid, there is a rate limiter without credentials, or a
+                gateway adds the credentials.
+        """
+        if timeouts is not None:
+            check_type("timeouts", timeouts, Timeouts)
+        if retry is not None:
+            check_type("retry", retry, RetryPolicy)
+        _check_callables(None, rate_limiter)
+        if credentials is not None:
+            admission = self._admission.with_credentials(credentials, rate_limiter)
+        elif rate_limiter is None:
+            admission = self._admission
+        else:
+            raise ConfigurationError("rate_limiter= needs credentials=: it is a limit of other credentials")
+        transport = copy.copy(self)
+        transport._use(timeouts or self._timeouts, retry or self._retry, admission)  # noqa: SLF001  # of this class
+        return transport
 
     async def call(
         self,
@@ -135,10 +177,9 @@ class Transport:
             deadline,
             read_timeout,
             reserve,
-            telemetry.CALLS.isEnabledFor(logging.DEBUG),
+            self.observer.start_call(endpoint.path, request) if gate is None else gate.observed,
         )
         signals: list[RetrySignal] = []
-        outcome = "cancelled"
         result: Any = None
         try:
             try:
@@ -148,18 +189,18 @@ class Transport:
             if signals:  # outside of the handler, so that later errors don't have the signal as their context
                 async with self._admission.while_open() as call.wait_scope:
                     result = await self._repeat_attempts(call, signals)
-            outcome = "succeeded"
         except PlaidRelayError as error:
             result = call.error_of_call(error)
-            outcome = "failed" if call.in_doubt_error is None else "unknown"
         except asyncio.CancelledError as error:
             call.cancellation = call.cancellation or error
             result = call.result_if_cancelled
-        finally:
-            self._counters.outcomes[outcome] += 1
-        if gate is None and (call.logs_attempts or outcome != "succeeded"):
-            _log_end(call, outcome, result, now() - started)
+        except BaseException as error:
+            if gate is None:
+                _report_end(call, error, started)
+            raise
         try:
+            if gate is None:
+                _report_end(call, result, started)
             if call.cancellation is not None:
                 self._raise_cancellation(call, result, started)
             if isinstance(result, PlaidRelayError):
@@ -175,7 +216,7 @@ class Transport:
         cancellation, call.cancellation = call.cancellation, None
         assert cancellation is not None  # noqa: S101  # the caller checks that
         try:
-            if call.sent and call.gate is None and call.endpoint.idempotency is not Idempotency.SAFE:
+            if call.reports_late_outcome:
                 elapsed = call.now() - started
                 self._on_late_outcome(
                     call.endpoint,
@@ -183,7 +224,7 @@ class Transport:
                     result,
                     attempts=call.attempts,
                     elapsed=elapsed,
-                    call_id=call.call_id,
+                    call_id=call.observed.call_id,
                 )
             raise cancellation
         finally:
@@ -246,9 +287,13 @@ class Transport:
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""
+        return self._counters.snapshot(
+            outcomes=self.observer.outcomes, connections=self._session.connections, rates=self._rates()
+        )
+
+    def _rates(self) -> dict[str, float]:
         rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
-        finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
-        return self._counters.snapshot(connections=self._session.connections, rates=finite_rates)
+        return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
 
     # ------------------------------------------------------------------------------------- attempts
 
@@ -272,11 +317,14 @@ class Transport:
         secret: Hidden[str] | None = None
         result: R | PlaidRelayError
         try:
+            waiting_since = call.now() if call.observed.detailed else 0.0
             authentication = await self._admission.admit(call)
+            if call.observed.detailed:
+                call.observed.attempt_admitted(call.now() - waiting_since)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
-                started = call.now() if call.logs_attempts else 0.0
+                started = call.now() if call.observed.detailed else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
@@ -286,9 +334,7 @@ class Transport:
             )
             # Only responses to safe operations are decoded in a thread. Other responses are short, and a
             # token in one would be lost if the wait for the thread was cancelled.
-            in_thread = (
-                len(raw_response.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
-            )
+            in_thread = len(raw_response.body) >= _LARGE_BODY_BYTES and call.is_safe
             result = await _decode_in_thread(decode, call.deadline) if in_thread else decode()
             certainty = Certainty.DEFINITIVE
         except PlaidRelayError as error:
@@ -296,7 +342,7 @@ class Transport:
         except BaseException:
             if call.attempts > attempts_before:
                 self._counters.attempts["cancelled"] += 1
-                _log_attempt(call, "cancelled", started=started, status=status)
+                _report_attempt(call, "cancelled", started=started, status=status)
             raise
         # Without an HTTP request the error is that of the admission, the gate or the encoding.
         if call.attempts > attempts_before:
@@ -305,21 +351,29 @@ class Transport:
             # Only a definitive response shows that the server accepted the attempt.
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
-            if call.logs_attempts:
-                _log_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
+            if call.observed.detailed:
+                _report_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)
         return result
+
+    def _prepare_request(
+        self,
+        endpoint: Endpoint[Any, Any],
+        authentication: Authentication,
+        trace_headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Any:
+        return self._session.exchange.prepare(
+            self._base_url + endpoint.path,
+            {**self._common_headers, **authentication.headers, **endpoint.headers, **trace_headers},
+        )
 
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         self._session.check_usable()  # the client may have been closed during a wait
         exchange, endpoint = self._session.exchange, call.endpoint
         # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
-            authentication.prepared_requests[endpoint.path] = exchange.prepare(
-                self._base_url + endpoint.path,
-                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
-            )
+            authentication.prepared_requests[endpoint.path] = self._prepare_request(endpoint, authentication)
         attempt = wire.Attempt(
             prepared_request=authentication.prepared_requests[endpoint.path],
             body=codec.encode_request(call.request, authentication.fields),
@@ -335,6 +389,8 @@ class Transport:
         # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
+        if call.observed.detailed:
+            self._start_observed_attempt(call, authentication, attempt)
         try:
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
@@ -350,6 +406,15 @@ class Transport:
                 call.cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
+            if call.observed.detailed:
+                call.observed.response_received()
+
+    def _start_observed_attempt(
+        self, call: CallState[Any], authentication: Authentication, attempt: wire.Attempt
+    ) -> None:
+        """Report the start of an attempt, and add the headers that continue its trace, if there are any."""
+        if headers := call.observed.attempt_started(call.attempts):
+            attempt.prepared_request = self._prepare_request(call.endpoint, authentication, headers)
 
     def _attempt_interrupted(
         self,
@@ -359,7 +424,7 @@ class Transport:
         problem: PlaidRelayError,
     ) -> None:
         """Keep the result of an attempt that is being cancelled, or pass it to the gate."""
-        if call.gate is None and call.endpoint.idempotency is Idempotency.SAFE:
+        if call.gate is None and call.is_safe:
             return
         result: Any = problem
         if response is not None:
@@ -376,7 +441,7 @@ class Transport:
             call.result_if_cancelled, call.sent = result, True
 
 
-def _log_attempt(
+def _report_attempt(
     call: CallState[Any],
     certainty: str,
     result: Any = None,
@@ -385,7 +450,7 @@ def _log_attempt(
     status: int | None,
     secret: Hidden[str] | None = None,
 ) -> None:
-    """Log the end of an attempt.
+    """Report the end of an attempt to the observer.
 
     Args:
         call: the call.
@@ -400,20 +465,27 @@ def _log_attempt(
     request_id = getattr(result, "request_id", None)
     if request_id is not None and secret is not None:
         fields["request_id"] = codec.redact_request_secrets(request_id, call.request, secret)
-    duration = call.now() - started
-    call.log(
-        logging.DEBUG, "attempt", attempt=call.attempts, certainty=certainty, duration=duration, **fields
-    )
+    call.observed.attempt_ended(call.attempts, certainty, duration=call.now() - started, **fields)
 
 
-def _log_end(call: CallState[Any], outcome: str, result: Any, duration: float) -> None:
-    """Log the end of a call without a gate, as a warning if its outcome is unknown."""
-    error = result if isinstance(result, PlaidRelayError) else None
-    if error is not None and call.endpoint.idempotency is not Idempotency.SAFE and leaves_unknown(error):
-        outcome = "unknown"
-    level = logging.WARNING if outcome == "unknown" else logging.DEBUG
-    fields = telemetry.error_fields(error)
-    call.log(level, "call_end", outcome=outcome, attempts=call.attempts, duration=duration, **fields)
+def _report_end(call: CallState[Any], result: Any, started: float) -> None:
+    """Report the end of a call without a gate to the observer.
+
+    Args:
+        call: the call.
+        result: its response, its error, or any other exception that ended it. If the call was cancelled,
+            what is known of it; `None` for nothing.
+        started: the event loop's time at which the call started.
+    """
+    outcome = outcome_of(result, is_safe=call.endpoint.idempotency is Idempotency.SAFE)
+    if call.cancellation is not None and not call.reports_late_outcome:
+        outcome = "cancelled"
+    elif isinstance(result, BaseException) and not isinstance(result, PlaidRelayError):
+        # No code expects such an error, so an attempt may have been executed.
+        outcome = "unknown" if call.attempts and not call.is_safe else "failed"
+    call.observed.ended(outcome, result, call.attempts, started)
+    if (watcher := watching.watcher) is not None and call.cancellation is None:
+        watcher.add_received(result)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

@@ -15,12 +15,11 @@ from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
 from journal_support import KEY
 from opentelemetry import trace
-from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
-from otel_support import ATTEMPT, BATCH, CALL, Recording, attributes_of
+from otel_support import ATTEMPT, BATCH, CALL, Recording, attributes_of, instrumented_aiohttp
 from support import CREATE, GET, OWNER, QUICK
 
 from plaid_relay_async import (
@@ -242,22 +241,6 @@ async def test_a_batch_that_is_stopped(plaid, recording):
 
 
 # --------------------------------------------------------------------------- other instrumentation, headers
-
-
-@contextlib.contextmanager
-def instrumented_aiohttp(recording):
-    """Trace all sessions of aiohttp, with all headers as attributes."""
-    instrumentor = AioHttpClientInstrumentor()
-    instrumentor.instrument(
-        tracer_provider=recording.tracer_provider,
-        meter_provider=recording.meter_provider,
-        captured_request_headers=[".*"],
-        captured_response_headers=[".*"],
-    )
-    try:
-        yield
-    finally:
-        instrumentor.uninstrument()
 
 
 @pytest.mark.parametrize("path", ["default", "direct=False", "borrowed session"])

@@ -362,14 +362,15 @@ async def main():
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.1)
         await client.relay.create(["report"], "traced")
         metrics.set_meter_provider(MeterProvider([reader]))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.1)
         await client.relay.create(["report"], "measured")
     print([span.attributes.get("plaid.partner") for span in exporter.get_finished_spans()])
-    measured = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
-    print({m.name: m.data.data_points[0].count for m in measured if m.name.endswith("operation.duration")})
+    scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    measured = [metric for scope in scopes for metric in scope.metrics if "operation" in metric.name]
+    print({metric.name: metric.data.data_points[0].count for metric in measured})
 
 asyncio.run(main())
 """

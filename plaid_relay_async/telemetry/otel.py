@@ -191,15 +191,13 @@ class OpenTelemetry:
         return self.traces or self.instruments is not None
 
     def _look_up_providers(self) -> None:
-        if not self.traces:
-            provider = self._settings.tracer_provider or trace.get_tracer_provider()
-            if not _does_nothing(provider):
-                self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
-                self.traces = True
-        if self.instruments is None:
-            self.instruments = instruments_of(self._settings.meter_provider)
-            if self.instruments is not None:
-                self.instruments.clients.add(self)
+        provider = self._settings.tracer_provider or trace.get_tracer_provider()
+        if not (self.traces or _does_nothing(provider)):
+            self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
+            self.traces = True
+        self.instruments = instruments_of(self._settings.meter_provider)
+        if self.instruments is not None:
+            self.instruments.clients.add(self)
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:

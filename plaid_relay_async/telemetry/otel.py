@@ -67,8 +67,11 @@ def _attributes(**values: AttributeValue | None) -> Attributes:
 
 
 def _error_type(end: AttemptEnd) -> str | None:
-    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error."""
-    return str(end.status) if end.status is not None and end.status >= 400 else end.error_code
+    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error.
+
+    With another status, the error has no code that the server has chosen.
+    """
+    return str(end.status) if end.status is not None and end.status >= 300 else end.error_code
 
 
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
@@ -263,10 +266,10 @@ class CallTrace:
             self.otel.instruments.waits.record(wait, _attributes(operation=self.operation))
 
     @_harmless
-    def retry_planned(self, reason: str | None) -> None:
-        """Count a retry."""
+    def retry_planned(self, error: BaseException) -> None:
+        """Count a retry, by the class of the error that is its reason."""
         if self.otel.instruments is not None:
-            values = _attributes(operation=self.operation, reason=reason)
+            values = _attributes(operation=self.operation) | {"error.type": type(error).__name__}
             self.otel.instruments.retries.add(1, values)
 
     @_harmless

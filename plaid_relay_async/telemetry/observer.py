@@ -248,7 +248,7 @@ class ObservedCall:
             wait: seconds until the next attempt at the earliest.
         """
         if self._trace is not None:
-            self._trace.retry_planned(redact_name(reason_of(error)))
+            self._trace.retry_planned(error)
         self.log(logging.INFO, "retry", attempt=attempts, wait=wait, **error_fields(error))
 
     def ended(self, outcome: str, result: Any, attempts: int, started_at: float) -> None:

@@ -11,7 +11,8 @@ import contextlib
 import functools
 from collections import Counter
 from contextvars import Token
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from attrs import define, field
@@ -44,6 +45,8 @@ _SUPPRESS_HTTP: Final[str] = getattr(
 )
 # The boundaries of the semantic conventions, and more up to 120 seconds, for slow reads and pauses.
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120)
+# The look-up of both global providers takes 2 % of the time of a call, so not every call repeats it.
+_LOOKUP_INTERVAL: Final = 1.0  # seconds
 P = ParamSpec("P")
 R = TypeVar("R")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -64,8 +67,11 @@ def _attributes(**values: AttributeValue | None) -> Attributes:
 
 
 def _error_type(end: AttemptEnd) -> str | None:
-    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error."""
-    return str(end.status) if end.status is not None and end.status >= 400 else end.error_code
+    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error.
+
+    With another status, the error has no code that the server has chosen.
+    """
+    return str(end.status) if end.status is not None and end.status >= 300 else end.error_code
 
 
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
@@ -82,6 +88,14 @@ def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
             return None
 
     return call
+
+
+class RateSource(Protocol):
+    """An object that knows adaptive rates: the admission of the transport."""
+
+    def rates(self) -> Mapping[str, float]:
+        """Return the adaptive rate of each operation that has one, in attempts per second."""
+        ...
 
 
 class Instruments:
@@ -115,8 +129,8 @@ class Instruments:
 
     def _observe_rates(self, _options: metrics.CallbackOptions) -> Iterator[Observation]:
         rates: Counter[str] = Counter()
-        for client in list(self.clients):
-            rates.update(client.get_rates())
+        for source in [source for client in list(self.clients) for source in list(client.rate_sources)]:
+            rates.update(source.rates())
         for operation, rate in rates.items():
             yield Observation(rate, _attributes(operation=operation))
 
@@ -152,7 +166,7 @@ class OpenTelemetry:
         tracer: creates the spans; it does nothing without a provider.
         traces: whether a provider receives the spans.
         instruments: receive the metrics, if there is a provider.
-        get_rates: returns the adaptive rate of each operation that has one.
+        rate_sources: return the adaptive rates, one for each set of credentials of the client.
     """
 
     def __init__(self, settings: Telemetry, base_url: str) -> None:
@@ -164,23 +178,29 @@ class OpenTelemetry:
         }
         self.propagate: Final = settings.propagate
         self._settings = settings
+        self._next_lookup = 0.0
         self.tracer: Tracer = NoOpTracer()
         self.traces = False
         self.instruments: Instruments | None = None
-        self.get_rates: Callable[[], Mapping[str, float]] = dict
+        self.rate_sources: Final[WeakSet[RateSource]] = WeakSet()
 
     def is_active(self) -> bool:
         """Return whether a provider receives anything; the program may set the global ones at any time."""
-        if not self.traces:
-            provider = self._settings.tracer_provider or trace.get_tracer_provider()
-            if not _does_nothing(provider):
-                self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
-                self.traces = True
-        if self.instruments is None:
-            self.instruments = instruments_of(self._settings.meter_provider)
-            if self.instruments is not None:
-                self.instruments.clients.add(self)
+        if not self.traces or self.instruments is None:
+            time = monotonic()
+            if time >= self._next_lookup:
+                self._next_lookup = time + _LOOKUP_INTERVAL
+                self._look_up_providers()
         return self.traces or self.instruments is not None
+
+    def _look_up_providers(self) -> None:
+        provider = self._settings.tracer_provider or trace.get_tracer_provider()
+        if not (self.traces or _does_nothing(provider)):
+            self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
+            self.traces = True
+        self.instruments = instruments_of(self._settings.meter_provider)
+        if self.instruments is not None:
+            self.instruments.clients.add(self)
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:
@@ -246,10 +266,10 @@ class CallTrace:
             self.otel.instruments.waits.record(wait, _attributes(operation=self.operation))
 
     @_harmless
-    def retry_planned(self, reason: str | None) -> None:
-        """Count a retry."""
+    def retry_planned(self, error: BaseException) -> None:
+        """Count a retry, by the class of the error that is its reason."""
         if self.otel.instruments is not None:
-            values = _attributes(operation=self.operation, reason=reason)
+            values = _attributes(operation=self.operation) | {"error.type": type(error).__name__}
             self.otel.instruments.retries.add(1, values)
 
     @_harmless

@@ -10,7 +10,7 @@ import weakref
 import pytest
 from opentelemetry.trace import NoOpTracerProvider
 from processes import wait_until_async
-from support import CREATE, GET, throttle_of
+from support import CREATE, GET, PARTNER, QUICK, throttle_of
 
 from plaid_relay_async import PlaidRelayError, RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -22,7 +22,7 @@ IN_FLIGHT, RATE = "plaid.client.attempts.in_flight", "plaid.client.rate"
 
 
 async def test_operations_and_requests(plaid, recording):
-    """Calls are counted by outcome and class of error, requests by status, and retries by reason."""
+    """Calls are counted by outcome and class of error, requests by status, and retries by class of error."""
     plaid.fail(
         Fault(path=CREATE, status=429, times=1, headers={"Retry-After": "0"}),
         Fault(path=CREATE, secondary_client_id="lost", close=True, when="after"),
@@ -47,7 +47,7 @@ async def test_operations_and_requests(plaid, recording):
         ("400", "POST", 400, *address): 1,
     }
     assert {values: point.value for values, point in recording.points(RETRIES).items()} == {
-        (CREATE, "RATE_LIMIT"): 1
+        ("RateLimitError", CREATE): 1
     }
     assert recording.counts(WAITS) == {(CREATE,): 3, (GET,): 1}
 
@@ -98,14 +98,18 @@ async def test_the_wait_for_an_admission(plaid, recording):
 
 
 async def test_rates(plaid, recording):
-    """Operations with an adaptive rate have a measurement, the sum of those of all clients."""
+    """Operations with an adaptive rate have a measurement, the sum of those of all clients and credentials."""
     async with recording.client(plaid) as one, recording.client(plaid) as other:
         for client in (one, other):
             await client.relay.create([plaid.add_report()], "p")
         assert RATE not in recording.metrics
         for client, rate in ((one, 5.0), (other, 7.5)):
             throttle_of(client, CREATE).rate.per_second = rate
-        assert {values: point.value for values, point in recording.points(RATE).items()} == {(CREATE,): 12.5}
+        same, another = one.with_options(retry=QUICK), one.with_options(credentials=PARTNER)
+        for client in (same, another):
+            await client.relay.create([plaid.add_report()], "p")
+        throttle_of(another, CREATE).rate.per_second = 30.0
+        assert {values: point.value for values, point in recording.points(RATE).items()} == {(CREATE,): 42.5}
 
 
 async def test_metrics_without_traces(plaid, recording):

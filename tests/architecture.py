@@ -67,7 +67,10 @@ MAP = {
     "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
-        (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
+        (
+            *GROUND_FLOOR,
+            *("private_files", "cancellation", "config", "models", "telemetry", "outcomes", "batch"),
+        ),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "inbox": AllowedImports(

@@ -25,7 +25,7 @@ from plaid_relay_async.config import (
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import strip_init_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
-from plaid_relay_async.telemetry import Observer, connect_to_opentelemetry, log_to_stderr_if_requested
+from plaid_relay_async.telemetry import Observer, connect_client, log_to_stderr_if_requested
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
     Authenticator,
@@ -149,7 +149,7 @@ class RelayClient:
         late_outcomes = LateOutcomes(on_late_outcome)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
-        otel = connect_to_opentelemetry(telemetry, self._base_url)
+        otel = connect_client(telemetry, self._base_url)
         observer = Observer(on_attempt, on_call_end, otel)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:

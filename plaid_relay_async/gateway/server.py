@@ -32,7 +32,7 @@ from plaid_relay_async.gateway.metrics import Metrics
 from plaid_relay_async.hosts import bracketed, is_loopback, normalize_host
 from plaid_relay_async.redaction import Hidden, strip_init_traceback
 from plaid_relay_async.session import SessionManager
-from plaid_relay_async.telemetry import connect_to_opentelemetry
+from plaid_relay_async.telemetry import connect_client
 from plaid_relay_async.transport import Authenticator
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Gateway:
         self._resources = contextlib.AsyncExitStack()
 
     def _connect_tracing(self, telemetry: Telemetry | None) -> Tracing | None:
-        otel = connect_to_opentelemetry(telemetry, self._upstream_url)
+        otel = connect_client(telemetry, self._upstream_url)
         if otel is None:
             return None
         from plaid_relay_async.gateway.tracing import Tracing

@@ -14,7 +14,13 @@ from plaid_relay_async.telemetry.logs import (
     log,
     log_to_stderr_if_requested,
 )
-from plaid_relay_async.telemetry.observer import CallGroup, ObservedCall, Observer, connect_to_opentelemetry
+from plaid_relay_async.telemetry.observer import (
+    CallGroup,
+    ObservedCall,
+    Observer,
+    connect_client,
+    connect_journal,
+)
 from plaid_relay_async.telemetry.settings import Telemetry
 
 __all__ = [
@@ -31,7 +37,8 @@ __all__ = [
     "Observer",
     "Telemetry",
     "call_fields",
-    "connect_to_opentelemetry",
+    "connect_client",
+    "connect_journal",
     "error_fields",
     "fields_of",
     "log",

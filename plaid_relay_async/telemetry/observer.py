@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import define, field
@@ -23,6 +24,8 @@ from plaid_relay_async.telemetry.logs import BATCHES, CALLS, JOURNAL, call_field
 from plaid_relay_async.telemetry.settings import Telemetry
 
 if TYPE_CHECKING:  # OpenTelemetry may not be installed, and attrs doesn't evaluate these annotations
+    from types import ModuleType
+
     from opentelemetry.trace import Span  # noqa: TC004
 
     from plaid_relay_async.telemetry.otel import CallTrace, OpenTelemetry  # noqa: TC004
@@ -324,7 +327,7 @@ def _error_of(result: Any) -> BaseException | None:
     return result if isinstance(result, BaseException) else getattr(result, "error", None)
 
 
-def connect_to_opentelemetry(settings: Telemetry | None, base_url: str) -> OpenTelemetry | None:
+def connect_client(settings: Telemetry | None, base_url: str) -> OpenTelemetry | None:
     """Return the connection of a client to OpenTelemetry, or `None` if its API isn't installed.
 
     Args:
@@ -332,14 +335,32 @@ def connect_to_opentelemetry(settings: Telemetry | None, base_url: str) -> OpenT
         base_url: the address to which the client sends its requests.
 
     Raises:
-        ConfigurationError: there are settings, and the API isn't installed, or they are invalid.
+        ConfigurationError: the settings are invalid, or there are some, and the API isn't installed.
     """
+    otel = _import_otel(settings)
+    return None if otel is None else otel.OpenTelemetry(settings or Telemetry(), base_url)
+
+
+def connect_journal(settings: Telemetry | None) -> Callable[[float], object] | None:
+    """Return a function that records the seconds of a journal's commit, or `None` without OpenTelemetry.
+
+    Args:
+        settings: see `connect_client`.
+
+    Raises:
+        ConfigurationError: see `connect_client`.
+    """
+    otel = _import_otel(settings)
+    return None if otel is None else partial(otel.record_commit, (settings or Telemetry()).meter_provider)
+
+
+def _import_otel(settings: object) -> ModuleType | None:
     if settings is not None and not isinstance(settings, Telemetry):
         raise ConfigurationError("telemetry must be a Telemetry")
     try:
-        from plaid_relay_async.telemetry.otel import OpenTelemetry
+        import plaid_relay_async.telemetry.otel as otel  # noqa: PLR0402  # the package imports this module
     except ModuleNotFoundError:
         if settings is None:
             return None
         raise ConfigurationError("Telemetry needs the extra: pip install 'plaid_relay_async[otel]'") from None
-    return OpenTelemetry(settings or Telemetry(), base_url)
+    return otel

@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections import Counter
 from contextvars import Token
+from time import monotonic
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -44,6 +45,8 @@ _SUPPRESS_HTTP: Final[str] = getattr(
 )
 # The boundaries of the semantic conventions, and more up to 120 seconds, for slow reads and pauses.
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120)
+# The look-up of both global providers takes 2 % of the time of a call, so not every call repeats it.
+_LOOKUP_INTERVAL: Final = 1.0  # seconds
 P = ParamSpec("P")
 R = TypeVar("R")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -134,6 +137,13 @@ def instruments_of(provider: MeterProvider | None) -> Instruments | None:
     return _instruments[provider]
 
 
+@_harmless
+def record_commit(provider: MeterProvider | None, seconds: float) -> None:
+    """Record the seconds of a commit of a journal with a provider, or with the global one."""
+    if (instruments := instruments_of(provider)) is not None:
+        instruments.commits.record(seconds)
+
+
 class OpenTelemetry:
     """The connection of a client to OpenTelemetry.
 
@@ -157,6 +167,7 @@ class OpenTelemetry:
         }
         self.propagate: Final = settings.propagate
         self._settings = settings
+        self._next_lookup = 0.0
         self.tracer: Tracer = NoOpTracer()
         self.traces = False
         self.instruments: Instruments | None = None
@@ -164,6 +175,14 @@ class OpenTelemetry:
 
     def is_active(self) -> bool:
         """Return whether a provider receives anything; the program may set the global ones at any time."""
+        if not self.traces or self.instruments is None:
+            time = monotonic()
+            if time >= self._next_lookup:
+                self._next_lookup = time + _LOOKUP_INTERVAL
+                self._look_up_providers()
+        return self.traces or self.instruments is not None
+
+    def _look_up_providers(self) -> None:
         if not self.traces:
             provider = self._settings.tracer_provider or trace.get_tracer_provider()
             if not _does_nothing(provider):
@@ -173,7 +192,6 @@ class OpenTelemetry:
             self.instruments = instruments_of(self._settings.meter_provider)
             if self.instruments is not None:
                 self.instruments.clients.add(self)
-        return self.traces or self.instruments is not None
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:

@@ -13,6 +13,7 @@ from processes import wait_until_async
 from support import CREATE, GET, throttle_of
 
 from plaid_relay_async import PlaidRelayError, RelayCreateRequest
+from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
 REQUESTS, OPERATIONS = "http.client.request.duration", "plaid.client.operation.duration"
@@ -127,10 +128,23 @@ async def test_a_closed_client_is_not_kept(plaid, recording):
     assert gone() is None
 
 
-@pytest.mark.parametrize("name", [REQUESTS, OPERATIONS, WAITS, RETRIES, IN_FLIGHT])
-async def test_no_metrics_without_a_provider(plaid, recording, name):
-    """A client with a tracer provider only measures nothing, because the global meter provider isn't set."""
+async def test_no_metrics_without_a_provider(plaid, recording):
+    """A client with only a tracer provider measures nothing, because the global meter provider isn't set."""
+    plaid.fail(Fault(path=CREATE, status=429, times=1, headers={"Retry-After": "0"}))
     async with recording.client(plaid, telemetry=recording.telemetry(meter_provider=None)) as client:
         await client.relay.create([plaid.add_report()], "p")
-    assert name not in recording.metrics
-    assert len(recording.spans) == 2
+    assert recording.metrics == {}
+    assert len(recording.spans) == 3
+
+
+@pytest.mark.may_block
+async def test_the_commits_of_a_journal(plaid, client, recording, tmp_path):
+    """Each transaction that writes intents or outcomes is measured, if there is a provider."""
+    report = plaid.add_report()
+    async with Journal(tmp_path / "relay.db", telemetry=recording.telemetry()) as journal:
+        await client.relay.create([report], "p", journal=journal)
+    ((values, count),) = recording.counts("plaid.journal.commit.duration").items()
+    assert (values, count) == ((), 2)
+    async with Journal(tmp_path / "relay.db") as journal:
+        await client.relay.create([report], "q", journal=journal)
+    assert recording.counts("plaid.journal.commit.duration") == {(): 2}

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
+from journal_support import KEY
 from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.metrics import NoOpMeterProvider
@@ -378,8 +379,10 @@ async def main():
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
+        await asyncio.sleep(1)
         await client.relay.create(["report"], "traced")
         metrics.set_meter_provider(MeterProvider([reader]))
+        await asyncio.sleep(1)
         await client.relay.create(["report"], "measured")
     print([span.attributes.get("plaid.partner") for span in exporter.get_finished_spans()])
     measured = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
@@ -397,7 +400,7 @@ def run(program, *args):
 
 
 def test_the_global_providers():
-    """They are used as soon as the program has set them, also after the client was created."""
+    """They are used within a second after the program has set them, also if the client made calls before."""
     assert run(PROGRAM) == [
         "[None, 'traced', None, 'measured']",
         "{'plaid.client.operation.duration': 1}",
@@ -408,6 +411,7 @@ MISSING = """
 import asyncio, sys
 sys.modules["opentelemetry"] = None
 from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RelayCreateRequest, Telemetry
+from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Simulator
 
 async def main():
@@ -418,20 +422,30 @@ async def main():
         await client.relay.create(["report"], "p")
         result = await client.relay.create_many(RelayCreateRequest.fan_out(["report"], ["q"]))
         print(result.counts["created"], client.statistics().outcomes["succeeded"])
-    try:
-        RelayClient(telemetry=Telemetry())
-    except ConfigurationError as error:
-        print(error)
+    async with (
+        Simulator(reports=["report"]) as plaid,
+        RelayClient(Credentials("a", "secret"), base_url=plaid.url) as client,
+        Journal(sys.argv[1]) as journal,
+    ):
+        await client.relay.create(["report"], "p", journal=journal)
+    for cls, args in ((RelayClient, []), (Journal, [sys.argv[1]])):
+        try:
+            cls(*args, telemetry=Telemetry())
+        except ConfigurationError as error:
+            print(error)
 
 asyncio.run(main())
 """
 
 
-def test_without_opentelemetry():
-    """A client works without the extra; only settings need it, and the error names it."""
-    counts, error = run(MISSING)
+def test_without_opentelemetry(tmp_path, monkeypatch):
+    """A client and a journal work without the extra; only settings need it, and the error names it."""
+    monkeypatch.setenv("PLAID_RELAY_KEY", KEY)
+    counts, *errors = run(MISSING, tmp_path / "relay.db")
     assert counts == "1 2"
-    assert "Telemetry needs the extra: pip install 'plaid_relay_async[otel]'" in error
+    assert len(errors) == 2
+    for error in errors:
+        assert "Telemetry needs the extra: pip install 'plaid_relay_async[otel]'" in error
 
 
 def test_settings_are_checked():

@@ -327,13 +327,13 @@ class Gateway:
         if target.path == pages.HANDOVER_PATH and request.method == "POST":
             return await self._exchange_code(request, target)
         record = AuditRecord()
-        try:
-            with self._call_span(request, record):
+        with self._call_span(request, record):
+            try:
                 return await self._handle_call(request, target, record)
-        finally:
-            record.write()
-            if self._metrics is not None:
-                self._metrics.count_call(record)
+            finally:
+                record.write()
+                if self._metrics is not None:
+                    self._metrics.count_call(record)
 
     def _find_page(self, target: RequestTarget) -> web.Response | None:
         # Health checks reveal nothing, so they are served for any Host header.

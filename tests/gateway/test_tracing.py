@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import subprocess
 import sys
 
@@ -404,6 +405,28 @@ async def test_the_current_span(spans):
         vault, client, server = spans.read()
         assert (vault.parent, client.parent) == (server.context, server.context)
         assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+class Correlating(logging.Handler):
+    """Collects the span in which each record is logged, as OpenTelemetry's handler does."""
+
+    def __init__(self):
+        super().__init__()
+        self.spans = []
+
+    def emit(self, record):
+        self.spans.append((record.name, trace.get_current_span().get_span_context()))
+
+
+async def test_the_span_of_an_audit_line(traced, spans, caplog):
+    """A line of the audit log belongs to the span of its call."""
+    caplog.set_level(logging.INFO, logger="plaid_relay_async.gateway.audit")
+    handler, logger = Correlating(), logging.getLogger("plaid_relay_async.gateway")
+    logger.addHandler(handler)
+    assert (await traced.call()).status == 200
+    logger.removeHandler(handler)
+    server, _ = spans.by_kind()
+    assert handler.spans == [("plaid_relay_async.gateway.audit", server.context)]
 
 
 class Failing(SpanProcessor):

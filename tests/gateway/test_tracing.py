@@ -441,11 +441,43 @@ class Failing(SpanProcessor):
 
 @pytest.mark.parametrize("method", ["on_start", "on_end"])
 async def test_a_processor_that_fails(method, caplog):
-    """The call succeeds."""
+    """The call succeeds, and its connection stays open."""
     spans = Spans(Failing(method))
     async with running_gateway(telemetry=spans.telemetry()) as setup:
         assert (await setup.call()).status == 200
+    assert "a request failed" not in caplog.text
     assert "canary-processor" not in caplog.text
+
+
+class FailingHandler(logging.Handler):
+    """A log handler of the program that fails."""
+
+    def emit(self, record):
+        raise RuntimeError("canary-handler")
+
+
+async def test_an_unexpected_error(traced, spans):
+    """Its class is the `error.type`, and its text is not recorded."""
+    handler, logger = FailingHandler(), logging.getLogger("plaid_relay_async.gateway.audit")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    assert (await traced.call()).status == 200
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    server, _ = spans.by_kind()
+    assert summary(server) == ("ERROR", 200, "RuntimeError", None)
+    assert "canary" not in server.to_json()
+
+
+async def test_a_request_id_that_may_be_a_token(traced, spans):
+    """As in the audit log, it is hidden, and characters that a terminal acts on are escaped."""
+    for request_id in ("credit-relay-sandbox-1", "\x1b[2J"):
+        traced.upstream.respond = lambda _, text=request_id: [
+            build_response(200, json.dumps({"request_id": text}).encode())
+        ]
+        assert (await traced.call()).status == 200
+    ids = [span.attributes.get("plaid.request_id") for span in spans.read() if span.kind is SpanKind.SERVER]
+    assert ids == ["[hidden]", r"\x1b[2J"]
 
 
 @pytest.fixture

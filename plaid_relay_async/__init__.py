@@ -73,6 +73,7 @@ from plaid_relay_async.outcomes import (
     Removed,
     Unknown,
 )
+from plaid_relay_async.telemetry import AttemptEnd, CallEnd
 from plaid_relay_async.transport import RateLimiter, Retry, Statistics
 
 if TYPE_CHECKING:
@@ -97,11 +98,13 @@ __all__ = [
     "AssetReportRefreshResponse",
     "AssetReportRemoveResponse",
     "AssetReportUser",
+    "AttemptEnd",
     "AuthenticationError",
     "Batch",
     "BatchOptions",
     "BatchResult",
     "BatchStoppedError",
+    "CallEnd",
     "ClientClosedError",
     "Completed",
     "ConfigurationError",

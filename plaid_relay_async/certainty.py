@@ -8,7 +8,7 @@ which of their errors counts.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from plaid_relay_async.error_codes import is_declined
 from plaid_relay_async.errors import (
@@ -16,15 +16,13 @@ from plaid_relay_async.errors import (
     NotSentError,
     OutcomeUnknownError,
     PlaidAPIError,
+    PlaidRelayError,
     PlaidServerError,
     ResponseDecodeError,
     WaitTooLongError,
 )
 
-if TYPE_CHECKING:
-    from plaid_relay_async.errors import PlaidRelayError
-
-E = TypeVar("E", bound="PlaidRelayError")
+E = TypeVar("E", bound=PlaidRelayError)
 
 
 class Certainty(enum.StrEnum):
@@ -70,6 +68,17 @@ def leaves_unknown(error: PlaidRelayError) -> bool:
     """Return whether the result of a call that changes something is unknown if it ends with an error."""
     # An unreadable success response proves that Plaid executed the request, but doesn't show the result.
     return certainty_of(error) is Certainty.IN_DOUBT or isinstance(error, ResponseDecodeError)
+
+
+def outcome_of(result: object, *, is_safe: bool) -> str:
+    """Return how a call ended, from its response or its error: `succeeded`, `failed` or `unknown`.
+
+    This is the rule for log records, callbacks, traces and `Statistics`, and for the outcomes of a batch.
+    """
+    if not isinstance(result, PlaidRelayError):
+        # Plaid's response to a removal may say that the token wasn't removed.
+        return "succeeded" if getattr(result, "removed", True) else "failed"
+    return "unknown" if leaves_unknown(result) and not is_safe else "failed"
 
 
 def error_of_call(

@@ -108,7 +108,7 @@ class Unknown(BaseOutcome[Any]):
 
 def outcome_word(outcome: object) -> str:
     """Return the word for an outcome of any operation, as in `Statistics.outcomes`."""
-    return type(outcome).__name__.lower() if isinstance(outcome, Failed | Unknown) else "succeeded"
+    return type(outcome).__name__.lower() if isinstance(outcome, (Failed, Unknown)) else "succeeded"
 
 
 Outcome: TypeAlias = Created | Failed | Unknown

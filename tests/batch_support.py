@@ -10,6 +10,7 @@ from support import PARTNER, RecordingJournal
 from plaid_relay_async import Created, RelayClient, RelayCreateRequest, Unknown
 from plaid_relay_async.batch import Batch, BatchSettings
 from plaid_relay_async.cancellation import DrainTracker
+from plaid_relay_async.telemetry import Observer
 
 if TYPE_CHECKING:
     from plaid_relay_async.simulator import Simulator
@@ -22,7 +23,15 @@ def batch_of(
 ) -> Batch[Any, Any]:
     """Return a batch that calls a function for each request, without a client."""
     settings, drains = BatchSettings(**options), DrainTracker()
-    return Batch(operation, requests, send, settings, drain_timeout=drain_timeout, drains=drains)
+    return Batch(
+        operation,
+        requests,
+        send,
+        settings,
+        drain_timeout=drain_timeout,
+        drains=drains,
+        observer=Observer(),
+    )
 
 
 def partner_names(count: int) -> list[str]:

@@ -28,6 +28,7 @@ ALWAYS = {
     "attempt": {"call", "attempt", "certainty", "duration"},
     "retry": {"call", "attempt", "error_code", "wait"},
     "call_end": {"call", "attempts", "outcome", "duration"},
+    "callback_error": {"call", "error_code"},
     "late_outcome": {"call", "attempts", "outcome", "duration"},
     "write_lost": {"call", "attempts", "outcome", "duration"},
     "batch_start": {"batch"},
@@ -66,7 +67,7 @@ def assert_documented(records: list[logging.LogRecord]) -> None:
         assert {"event", "operation"} | ALWAYS[event] <= fields.keys() <= allowed
         assert record.levelname in levels
         assert (record.levelname == "WARNING") == (
-            event in {"write_lost", "late_outcome"} or fields.get("outcome") == "unknown"
+            event in {"write_lost", "late_outcome", "callback_error"} or fields.get("outcome") == "unknown"
         )
         for name, value in fields.items():
             assert name == "event" or f"{name}={value}" in record.getMessage()

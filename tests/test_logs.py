@@ -159,12 +159,13 @@ async def test_a_late_outcome(plaid, log, callback):
 
 
 async def test_a_removal_without_a_readable_response(plaid, client, log):
-    """The outcome of a removal is unknown to the log if it would be in a batch."""
+    """The outcome of a removal is unknown to the log and to the statistics, as it would be in a batch."""
     plaid.fail(Fault(path=REMOVE, status=200, body="{"))
     with contextlib.suppress(PlaidRelayError):
         await client.relay.remove("credit-relay-x")
     (end,) = records_of(log.records, event="call_end")
     assert (end["outcome"], end["error_code"]) == ("unknown", "ResponseDecodeError")
+    assert client.statistics().outcomes == {"unknown": 1}
 
 
 # --------------------------------------------------------------------------------------- batches and journals

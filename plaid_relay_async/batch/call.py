@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeAlias
 
 from attrs import define, evolve, field
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.batch.operations import BatchOperation
 from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
@@ -23,7 +21,8 @@ from plaid_relay_async.batch.stopping import Sending, skipped_request_error
 from plaid_relay_async.certainty import error_of_call
 from plaid_relay_async.errors import NotSentError, PlaidRelayError, is_ordinary_error
 from plaid_relay_async.models.relay import needs_journal_error
-from plaid_relay_async.outcomes import Unknown, outcome_word
+from plaid_relay_async.outcomes import outcome_word
+from plaid_relay_async.telemetry import ObservedCall
 
 # Makes a call of a request, with a `TrackedCall` as its keyword argument `gate`, and returns the response.
 SendFunction: TypeAlias = Callable[..., Awaitable[Any]]
@@ -68,8 +67,7 @@ class TrackedCall(Generic[OutcomeT]):
         acquire_recorder: returns the journal's recorder for the request, if there is a journal.
         bulk: see `plaid_relay_async.transport.protocols.AttemptGate`.
         started_at: the time of the event loop at which the request was read.
-        call_id: the identifier of the call in log records.
-        run_name: the run name of the journal, for log records.
+        observed: the call as the observer sees it.
         attempts: the number of attempts, including those that weren't sent.
         phase: what the call does at the moment.
         last_error: the error of the last attempt, or of what prevented it.
@@ -91,8 +89,7 @@ class TrackedCall(Generic[OutcomeT]):
     acquire_recorder: AcquireRecorder | None = None
     bulk: bool = True
     started_at: float = field(kw_only=True)
-    call_id: str = field(kw_only=True)
-    run_name: str | None = field(default=None, kw_only=True)
+    observed: ObservedCall = field(kw_only=True)
     attempts: int = field(default=0, init=False)
     phase: Phase = field(default=Phase.WAITING, init=False)
     last_error: PlaidRelayError | None = field(default=None, init=False)
@@ -142,7 +139,7 @@ class TrackedCall(Generic[OutcomeT]):
         try:
             await self.sending.wait_or_drain(runner)
         finally:
-            self.log_end()
+            self.report_end()
         runner.result()
 
     async def _acquire_recorder(self, acquire: AcquireRecorder) -> CallRecorder | None:
@@ -200,25 +197,16 @@ class TrackedCall(Generic[OutcomeT]):
             if outcome is not None:
                 self.outcome = evolve(outcome, journalled=recorder.journalled)
 
-    def log_end(self) -> None:
-        """Log how the call ended, and a warning if the journal may not have its outcome."""
+    def report_end(self) -> None:
+        """Report to the observer how the call ended, and whether the journal may not have its outcome."""
         outcome: Any = self.outcome
-        level = logging.WARNING if isinstance(outcome, Unknown) else logging.DEBUG
-        if telemetry.CALLS.isEnabledFor(level):
-            telemetry.log(telemetry.CALLS, level, "call_end", **self._log_fields())
+        word = "not_attempted" if outcome is None else outcome_word(outcome)
+        error = getattr(outcome, "error", None)
+        duration = asyncio.get_running_loop().time() - self.started_at
+        self.observed.ended(word, error, attempts=self.attempts, duration=duration)
         is_recorded = self.recorder is not None and self.recorder.journalled
         if is_recorded and self._outcome_to_record is not None and not outcome.journalled:
-            telemetry.log(telemetry.JOURNAL, logging.WARNING, "write_lost", **self._log_fields())
-
-    def _log_fields(self) -> dict[str, Any]:
-        return {
-            **telemetry.call_fields(self.operation.endpoint.path, self.request, self.call_id),
-            **telemetry.error_fields(getattr(self.outcome, "error", None)),
-            "run": self.run_name,
-            "attempts": self.attempts,
-            "outcome": "not_attempted" if self.outcome is None else outcome_word(self.outcome),
-            "duration": asyncio.get_running_loop().time() - self.started_at,
-        }
+            self.observed.write_lost(word, error, attempts=self.attempts, duration=duration)
 
     @property
     def must_drain(self) -> bool:

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from plaid_relay_async import codec
 from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, ResultT
-from plaid_relay_async.certainty import leaves_unknown, reclassify
+from plaid_relay_async.certainty import outcome_of, reclassify
 from plaid_relay_async.errors import (
     ConnectionLostError,
     OutcomeUnknownError,
@@ -138,7 +138,7 @@ class BatchOperation(Generic[OutcomeT, ResultT]):
 
         The error of a safe operation stays as it is.
         """
-        if self.is_safe or not leaves_unknown(error) or isinstance(error, OutcomeUnknownError):
+        if outcome_of(error, is_safe=self.is_safe) == "failed" or isinstance(error, OutcomeUnknownError):
             return error
         unknown = reclassify(error, OutcomeUnknownError, advice=self.advice)
         unknown.__cause__ = error

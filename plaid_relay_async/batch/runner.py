@@ -14,12 +14,10 @@ A batch sends nothing itself: each of its calls (`TrackedCall`) awaits a functio
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedCall
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.batch.operations import BatchOperation
     from plaid_relay_async.batch.options import BatchSettings
     from plaid_relay_async.cancellation import DrainTracker
+    from plaid_relay_async.telemetry import Observer
 
 T = TypeVar("T")
 
@@ -75,6 +74,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         *,
         drain_timeout: float,
         drains: DrainTracker,
+        observer: Observer,
         request_from_token: Callable[[Any], Any] | None = None,
         acquire_recorder: AcquireRecorder | None = None,
         run: str | None = None,
@@ -84,12 +84,8 @@ class Batch(Generic[OutcomeT, ResultT]):
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
-        self._log_fields: dict[str, Any] = {
-            "operation": operation.endpoint.path,
-            "batch": telemetry.new_id(),
-            "run": run,
-        }
-        self._logs_calls = telemetry.CALLS.isEnabledFor(logging.DEBUG)
+        self._observer = observer
+        self._observed = observer.start_batch(operation.endpoint.path, run)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
@@ -173,7 +169,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         return self._runner
 
     async def _run(self) -> None:
-        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_start", **self._log_fields)
+        self._observed.started()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
@@ -182,20 +178,18 @@ class Batch(Generic[OutcomeT, ResultT]):
             # A done callback would run too late: a stream may see that the task is done before its callbacks
             # run.
             self.result.elapsed = self._now() - self._started_at
-            self._log_end()
+            self._report_end()
 
-    def _log_end(self) -> None:
+    def _report_end(self) -> None:
         progress, stopped_by = self.progress, self.result.stopped_by
-        fields: dict[str, Any] = {
-            "duration": self.result.elapsed,
-            "succeeded": progress.succeeded,
-            "failed": progress.failed,
-            "unknown": progress.unknown,
-            "not_attempted": len(self.result.not_attempted),
-        }
-        if stopped_by is not None:
-            fields["error_code"] = reason_of(stopped_by)
-        telemetry.log(telemetry.BATCHES, logging.INFO, "batch_end", **self._log_fields, **fields)
+        self._observed.ended(
+            duration=self.result.elapsed,
+            succeeded=progress.succeeded,
+            failed=progress.failed,
+            unknown=progress.unknown,
+            not_attempted=len(self.result.not_attempted),
+            error_code=None if stopped_by is None else reason_of(stopped_by),
+        )
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:
@@ -271,8 +265,13 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.sending,
             self._acquire_recorder,
             started_at=self._now(),
-            call_id=f"{self._log_fields['batch']}-{self._requests_read}",
-            run_name=self._log_fields["run"],
+            observed=self._observer.start_call(
+                self._operation.endpoint.path,
+                request,
+                run=self._observed.run,
+                batch=self._observed,
+                number=self._requests_read,
+            ),
         )
         self.sending.calls[sender] = call
         try:
@@ -288,10 +287,8 @@ class Batch(Generic[OutcomeT, ResultT]):
                 # request.
                 self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
-            succeeded = not isinstance(call.outcome, _NOT_SUCCEEDED)
-            if self._logs_calls or call.recorder is not None or not succeeded:
-                call.log_end()
-        return succeeded
+            call.report_end()
+        return not isinstance(call.outcome, _NOT_SUCCEEDED)
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
         self.result.count_outcome(outcome)

@@ -26,6 +26,7 @@ from plaid_relay_async.config import (
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import strip_init_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
+from plaid_relay_async.telemetry import Observer
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
     Authenticator,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from plaid_relay_async.outcomes import LateOutcome
+    from plaid_relay_async.telemetry import AttemptEnd, CallEnd
 
 __all__ = [
     "AssetReports",
@@ -81,6 +83,9 @@ class RelayClient:
         on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
             was cancelled after its request was sent, except for safe operations. The default logs a warning
             with the operation, the partner and the request ID, and without the token.
+        on_attempt: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
+        on_call_end: a function, not async, that is called with a `CallEnd` at the end of each call, also in a
+            batch. What it or `on_attempt` raises is logged, and changes nothing.
         max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
@@ -122,6 +127,8 @@ class RelayClient:
         rate_limiter: RateLimiter | None = None,
         on_retry: Callable[[Retry], object] | None = None,
         on_late_outcome: Callable[[LateOutcome], object] | None = None,
+        on_attempt: Callable[[AttemptEnd], object] | None = None,
+        on_call_end: Callable[[CallEnd], object] | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -138,6 +145,7 @@ class RelayClient:
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
         late_outcomes = LateOutcomes(on_late_outcome)
+        observer = Observer(on_attempt, on_call_end)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
@@ -162,6 +170,7 @@ class RelayClient:
             retry=retry,
             rate_limiter=rate_limiter,
             drains=DrainTracker(),
+            observer=observer,
             on_late_outcome=late_outcomes.report_call,
             on_retry=on_retry,
             max_response_bytes=max_response_bytes,

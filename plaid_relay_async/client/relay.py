@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, codec, telemetry
+from plaid_relay_async import batch, codec
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
@@ -291,6 +291,7 @@ class Relay(OperationGroup):
             settings,
             drain_timeout=self._drain,
             drains=self._transport.drains,
+            observer=self._transport.observer,
             request_from_token=request_from_token,
             acquire_recorder=None if journal is None else self._recorder_function(journal, total),
             run=_run_of(journal),
@@ -329,15 +330,16 @@ class Relay(OperationGroup):
             self._recorder_function(journal, total, **overrides),
             bulk=False,
             started_at=asyncio.get_running_loop().time(),
-            call_id=telemetry.new_id(),
-            run_name=_run_of(journal),
+            observed=self._transport.observer.start_call(
+                operation.endpoint.path, request, run=_run_of(journal)
+            ),
         )
         try:
             await call.run_alone()
         except asyncio.CancelledError:
             # The drain has ended, so the outcome is known, but no caller receives it.
             if call.outcome is not None and call.sent:
-                self._late_outcomes.report(operation.endpoint.path, call.outcome, call.call_id)
+                self._late_outcomes.report(operation.endpoint.path, call.outcome, call.observed.call_id)
             raise
         # An error of the journal is raised only if there is no outcome; otherwise the caller receives the
         # outcome.

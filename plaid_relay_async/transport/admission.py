@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import define, field
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.certainty import error_of_call
-from plaid_relay_async.codec import Endpoint
+from plaid_relay_async.codec import Endpoint, Idempotency
 from plaid_relay_async.config import RetryPolicy
 from plaid_relay_async.errors import ClientClosedError, PlaidRelayError, WaitTooLongError
 from plaid_relay_async.session import SessionManager
+from plaid_relay_async.telemetry import ObservedCall
 from plaid_relay_async.transport.authentication import Authenticator, errors_as_not_sent
 from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
 from plaid_relay_async.transport.statistics import Counters
@@ -45,7 +45,7 @@ class CallState(Generic[R]):
             excluded from it (see the module's docstring) move it.
         read_timeout: the seconds until a response begins, and between two chunks of it.
         response_reserve: the seconds before the deadline that are left for the connection and the response.
-        logs_attempts: whether each attempt, and the end of the call, is logged.
+        observed: the call as the observer sees it.
         rounds: the number of rounds; a round is an admission and, if it succeeds, an attempt.
         uncounted_rounds: rounds of a bulk call that the server declined; they don't count as attempts.
         attempts: the number of attempts, including those that weren't sent.
@@ -68,7 +68,7 @@ class CallState(Generic[R]):
     deadline: float
     read_timeout: float
     response_reserve: float
-    logs_attempts: bool
+    observed: ObservedCall
     rounds: int = 0
     uncounted_rounds: int = 0
     attempts: int = 0
@@ -77,7 +77,6 @@ class CallState(Generic[R]):
     result_if_cancelled: Any = None
     wait_scope: asyncio.Timeout | None = None
     cancellation: asyncio.CancelledError | None = None
-    _call_id: str = field(default="", init=False)
     ticket: Ticket = field(init=False)
 
     @property
@@ -106,17 +105,14 @@ class CallState(Generic[R]):
         return self.deadline - self.response_reserve
 
     @property
-    def call_id(self) -> str:
-        """The identifier of the call in log records, created when it is first used."""
-        if self.gate is not None:
-            return self.gate.call_id
-        self._call_id = self._call_id or telemetry.new_id()
-        return self._call_id
+    def is_safe(self) -> bool:
+        """Whether the operation changes nothing, so that its outcome is never unknown."""
+        return self.endpoint.idempotency is Idempotency.SAFE
 
-    def log(self, level: int, event: str, **fields: Any) -> None:
-        """Log an event of the call; see `telemetry.log`."""
-        identity = telemetry.call_fields(self.endpoint.path, self.request, self.call_id)
-        telemetry.log(telemetry.CALLS, level, event, **identity, **fields)
+    @property
+    def reports_late_outcome(self) -> bool:
+        """Whether a cancellation makes the outcome of the call a late one."""
+        return self.sent and self.gate is None and not self.is_safe
 
     def error_of_call(self, error: PlaidRelayError) -> PlaidRelayError:
         """Return the error that the call ends with, from the error of its last attempt."""

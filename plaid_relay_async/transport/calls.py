@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -18,7 +17,7 @@ from yarl import URL
 
 from plaid_relay_async import codec, telemetry
 from plaid_relay_async.cancellation import Draining
-from plaid_relay_async.certainty import Certainty, certainty_of, leaves_unknown
+from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.config import Timeouts
     from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.session import SessionManager
+    from plaid_relay_async.telemetry import Observer
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
     from plaid_relay_async.transport.protocols import AttemptGate, BodyWriter, RateLimiter
     from plaid_relay_async.transport.retries import OnRetry
@@ -53,6 +53,7 @@ class Transport:
 
     Args:
         drains: counts the client's drains, including those of batches.
+        observer: receives what happens to calls.
         on_late_outcome: receives the outcomes of cancelled calls; see `LateOutcomes.report_call`.
 
     Attributes:
@@ -69,6 +70,7 @@ class Transport:
         retry: RetryPolicy,
         rate_limiter: RateLimiter | None = None,
         drains: DrainTracker,
+        observer: Observer,
         on_late_outcome: Callable[..., object],
         on_retry: OnRetry | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
@@ -80,6 +82,7 @@ class Transport:
         self._timeouts = timeouts
         self._retry = retry
         self.drains: Final = drains
+        self.observer: Final = observer
         self._on_late_outcome = on_late_outcome
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
@@ -135,10 +138,9 @@ class Transport:
             deadline,
             read_timeout,
             reserve,
-            telemetry.CALLS.isEnabledFor(logging.DEBUG),
+            self.observer.start_call(endpoint.path, request) if gate is None else gate.observed,
         )
         signals: list[RetrySignal] = []
-        outcome = "cancelled"
         result: Any = None
         try:
             try:
@@ -148,18 +150,16 @@ class Transport:
             if signals:  # outside of the handler, so that later errors don't have the signal as their context
                 async with self._admission.while_open() as call.wait_scope:
                     result = await self._repeat_attempts(call, signals)
-            outcome = "succeeded"
         except PlaidRelayError as error:
             result = call.error_of_call(error)
-            outcome = "failed" if call.in_doubt_error is None else "unknown"
         except asyncio.CancelledError as error:
             call.cancellation = call.cancellation or error
             result = call.result_if_cancelled
-        finally:
-            self._counters.outcomes[outcome] += 1
-        if gate is None and (call.logs_attempts or outcome != "succeeded"):
-            _log_end(call, outcome, result, now() - started)
+        except BaseException as error:
+            _report_end(call, error, started)
+            raise
         try:
+            _report_end(call, result, started)
             if call.cancellation is not None:
                 self._raise_cancellation(call, result, started)
             if isinstance(result, PlaidRelayError):
@@ -175,7 +175,7 @@ class Transport:
         cancellation, call.cancellation = call.cancellation, None
         assert cancellation is not None  # noqa: S101  # the caller checks that
         try:
-            if call.sent and call.gate is None and call.endpoint.idempotency is not Idempotency.SAFE:
+            if call.reports_late_outcome:
                 elapsed = call.now() - started
                 self._on_late_outcome(
                     call.endpoint,
@@ -183,7 +183,7 @@ class Transport:
                     result,
                     attempts=call.attempts,
                     elapsed=elapsed,
-                    call_id=call.call_id,
+                    call_id=call.observed.call_id,
                 )
             raise cancellation
         finally:
@@ -248,7 +248,9 @@ class Transport:
         """Return a snapshot of the counters, and of the state of pool and rates."""
         rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
         finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
-        return self._counters.snapshot(connections=self._session.connections, rates=finite_rates)
+        return self._counters.snapshot(
+            outcomes=self.observer.outcomes, connections=self._session.connections, rates=finite_rates
+        )
 
     # ------------------------------------------------------------------------------------- attempts
 
@@ -276,7 +278,7 @@ class Transport:
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
-                started = call.now() if call.logs_attempts else 0.0
+                started = call.now() if call.observed.detailed else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
@@ -286,9 +288,7 @@ class Transport:
             )
             # Only responses to safe operations are decoded in a thread. Other responses are short, and a
             # token in one would be lost if the wait for the thread was cancelled.
-            in_thread = (
-                len(raw_response.body) >= _LARGE_BODY_BYTES and call.endpoint.idempotency is Idempotency.SAFE
-            )
+            in_thread = len(raw_response.body) >= _LARGE_BODY_BYTES and call.is_safe
             result = await _decode_in_thread(decode, call.deadline) if in_thread else decode()
             certainty = Certainty.DEFINITIVE
         except PlaidRelayError as error:
@@ -296,7 +296,7 @@ class Transport:
         except BaseException:
             if call.attempts > attempts_before:
                 self._counters.attempts["cancelled"] += 1
-                _log_attempt(call, "cancelled", started=started, status=status)
+                _report_attempt(call, "cancelled", started=started, status=status)
             raise
         # Without an HTTP request the error is that of the admission, the gate or the encoding.
         if call.attempts > attempts_before:
@@ -305,8 +305,8 @@ class Transport:
             # Only a definitive response shows that the server accepted the attempt.
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
-            if call.logs_attempts:
-                _log_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
+            if call.observed.detailed:
+                _report_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)
         return result
@@ -359,7 +359,7 @@ class Transport:
         problem: PlaidRelayError,
     ) -> None:
         """Keep the result of an attempt that is being cancelled, or pass it to the gate."""
-        if call.gate is None and call.endpoint.idempotency is Idempotency.SAFE:
+        if call.gate is None and call.is_safe:
             return
         result: Any = problem
         if response is not None:
@@ -376,7 +376,7 @@ class Transport:
             call.result_if_cancelled, call.sent = result, True
 
 
-def _log_attempt(
+def _report_attempt(
     call: CallState[Any],
     certainty: str,
     result: Any = None,
@@ -385,7 +385,7 @@ def _log_attempt(
     status: int | None,
     secret: Hidden[str] | None = None,
 ) -> None:
-    """Log the end of an attempt.
+    """Report the end of an attempt to the observer.
 
     Args:
         call: the call.
@@ -400,20 +400,28 @@ def _log_attempt(
     request_id = getattr(result, "request_id", None)
     if request_id is not None and secret is not None:
         fields["request_id"] = codec.redact_request_secrets(request_id, call.request, secret)
-    duration = call.now() - started
-    call.log(
-        logging.DEBUG, "attempt", attempt=call.attempts, certainty=certainty, duration=duration, **fields
-    )
+    call.observed.attempt_ended(call.attempts, certainty, duration=call.now() - started, **fields)
 
 
-def _log_end(call: CallState[Any], outcome: str, result: Any, duration: float) -> None:
-    """Log the end of a call without a gate, as a warning if its outcome is unknown."""
-    error = result if isinstance(result, PlaidRelayError) else None
-    if error is not None and call.endpoint.idempotency is not Idempotency.SAFE and leaves_unknown(error):
-        outcome = "unknown"
-    level = logging.WARNING if outcome == "unknown" else logging.DEBUG
-    fields = telemetry.error_fields(error)
-    call.log(level, "call_end", outcome=outcome, attempts=call.attempts, duration=duration, **fields)
+def _report_end(call: CallState[Any], result: Any, started: float) -> None:
+    """Report the end of a call to the observer, unless its gate does.
+
+    Args:
+        call: the call.
+        result: its response, its error, or any other exception that ended it. If the call was cancelled,
+            what is known of it; `None` for nothing.
+        started: the event loop's time at which the call started.
+    """
+    if call.gate is not None:
+        return
+    outcome = outcome_of(result, is_safe=call.endpoint.idempotency is Idempotency.SAFE)
+    error = result if isinstance(result, BaseException) else None
+    if call.cancellation is not None and not call.reports_late_outcome:
+        outcome = "cancelled"
+    elif error is not None and not isinstance(error, PlaidRelayError):
+        # No code expects such an error, so an attempt may have been executed.
+        outcome = "unknown" if call.attempts and not call.is_safe else "failed"
+    call.observed.ended(outcome, error, attempts=call.attempts, duration=call.now() - started)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

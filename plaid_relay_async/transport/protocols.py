@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.codec import RawResponse
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.redaction import Hidden
+    from plaid_relay_async.telemetry import ObservedCall
 
 
 class RateLimiter(Protocol):
@@ -38,11 +39,11 @@ class AttemptGate(Protocol):
         bulk: whether this is a bulk call. It lets interactive calls go first. Its waits for pauses and the
             adaptive rate don't count against its deadline, and its declined attempts don't count against the
             retry policy's `attempts`.
-        call_id: the identifier of the call in log records.
+        observed: the call as the observer sees it. The gate reports the end of the call to it.
     """
 
     bulk: bool
-    call_id: str
+    observed: ObservedCall
 
     @property
     def in_doubt(self) -> bool:

@@ -7,7 +7,6 @@ uses it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import backoff
 from attrs import define, frozen
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.certainty import Certainty, certainty_of, reclassify
 from plaid_relay_async.codec import Endpoint, Idempotency
 from plaid_relay_async.error_codes import is_token_not_found
@@ -163,7 +161,7 @@ class Retries:
     def _report_retry(self, call: CallState[Any], error: PlaidRelayError, wait: float) -> None:
         reason = reason_of(error)
         self.admission.counters.retries[reason] += 1
-        call.log(logging.INFO, "retry", attempt=call.attempts, wait=wait, **telemetry.error_fields(error))
+        call.observed.retry_planned(error, attempts=call.attempts, wait=wait)
         if self.on_retry is None:
             return
         attributes = {name: getattr(error, name, None) for name in ("status", "request_id")}

@@ -31,7 +31,8 @@ class Statistics:
             `"declined"` (a 429, planned maintenance, or a gateway that can't reach Plaid), `"not_sent"`,
             `"in_doubt"` (no response, or one that doesn't show the result), `"cancelled"`.
         retries: retries by reason: Plaid's `error_code`, or the name of the error's class.
-        outcomes: calls by how they ended: `"succeeded"`, `"failed"`, `"unknown"`, `"cancelled"`.
+        outcomes: calls by how they ended: `"succeeded"`, `"failed"`, `"unknown"`, `"cancelled"` and, in a
+            batch, `"not_attempted"`. A call whose outcome a journal has already counts as well.
         in_flight: attempts in flight, including those that are still connecting.
         queued: calls that wait for a pause, a rate, a limiter or a connection.
         connections: the maximum number of connections; `None` for a borrowed pool without a limit.
@@ -63,7 +64,6 @@ class Counters:
 
     attempts: Counter[str] = field(factory=Counter)
     retries: Counter[str] = field(factory=Counter)
-    outcomes: Counter[str] = field(factory=Counter)
     waits: defaultdict[str, float] = field(factory=lambda: defaultdict(float))
     in_flight: int = 0
     queued: int = 0
@@ -100,12 +100,14 @@ class Counters:
             # What remains of the wait is due to the server.
             self.waits["pause"] += max(pause, 0.0)
 
-    def snapshot(self, *, connections: int | None, rates: Mapping[str, float]) -> Statistics:
+    def snapshot(
+        self, *, outcomes: Mapping[str, int], connections: int | None, rates: Mapping[str, float]
+    ) -> Statistics:
         """Return the counters as an immutable snapshot."""
         return Statistics(
             attempts=self.attempts,
             retries=self.retries,
-            outcomes=self.outcomes,
+            outcomes=outcomes,
             in_flight=self.in_flight,
             queued=self.queued,
             connections=connections,

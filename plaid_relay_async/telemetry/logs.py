@@ -1,4 +1,4 @@
-"""What the package reports about its calls while they run: log records, without secrets.
+"""The log: the loggers, and the records about calls and batches, without secrets.
 
 `Fields` lists everything that a record may say. Each record that `log` writes has all of these fields, so a
 format string can use any of them.
@@ -9,19 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, frozen
 
-from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.errors import ConfigurationError, reason_of
-from plaid_relay_async.redaction import redact_credentials, redact_identifier
+from plaid_relay_async.telemetry.events import redact_name, redact_run
 
 if TYPE_CHECKING:
     from attrs import Attribute
-
-    from plaid_relay_async.errors import PlaidRelayError
 
 PACKAGE: Final = logging.getLogger("plaid_relay_async")
 CALLS: Final = logging.getLogger("plaid_relay_async.calls")
@@ -43,8 +39,8 @@ class Fields:
     """The fields of a log record; as attributes of the record, their names begin with `plaid_`.
 
     Attributes:
-        event: what has happened: `attempt`, `retry`, `call_end`, `late_outcome`, `write_lost`, `batch_start`
-            or `batch_end`.
+        event: what has happened: `attempt`, `retry`, `call_end`, `callback_error`, `late_outcome`,
+            `write_lost`, `batch_start` or `batch_end`.
         operation: the path of the operation, such as `/credit/relay/create`.
         call: an identifier of the call, which all its records have. In a batch, it is that of the batch, a
             hyphen, and the position of the request in the input, from 1.
@@ -111,9 +107,7 @@ def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **f
 def _loggable(_: object, field: Attribute[Any], value: Any) -> Any:
     """Return a value, which a server or the caller may have chosen, and which may be a token by mistake."""
     if isinstance(value, str):
-        # The name of a run may be `nightly-production-2026`.
-        redact = redact_credentials if field.name == "run" else redact_identifier
-        return escape_unprintable(redact(value))
+        return redact_run(value) if field.name == "run" else redact_name(value)
     return round(value, 6) if isinstance(value, float) else value
 
 
@@ -126,7 +120,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     }
 
 
-def error_fields(error: PlaidRelayError | None) -> dict[str, Any]:
+def error_fields(error: BaseException | None) -> dict[str, Any]:
     """Return the fields that describe an error; none without one."""
     if error is None:
         return {}
@@ -138,11 +132,6 @@ def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
     """Return the fields that identify a call; of a creation they include the partner."""
     partner = getattr(request, "secondary_client_id", None)
     return {"operation": path, "call": call_id, "partner": partner}
-
-
-def new_id() -> str:
-    """Return an identifier for a call or a batch."""
-    return secrets.token_hex(6)
 
 
 def log_to_stderr_if_requested() -> None:

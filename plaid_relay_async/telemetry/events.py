@@ -1,0 +1,89 @@
+"""The records that the client passes to its callbacks, without secrets and tokens."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from plaid_relay_async.display import escape_unprintable
+from plaid_relay_async.redaction import redact_credentials, redact_identifier
+
+
+def redact_name(value: str | None) -> str | None:
+    """Return an identifier that a server or the caller has chosen, which may be a token by mistake."""
+    return None if value is None else escape_unprintable(redact_identifier(value))
+
+
+def redact_run(value: str | None) -> str | None:
+    """Return the name of a run, which may be `nightly-production-2026`."""
+    return None if value is None else escape_unprintable(redact_credentials(value))
+
+
+@frozen(kw_only=True)
+class AttemptEnd:
+    """The end of an attempt, as `RelayClient(on_attempt=...)` receives it.
+
+    It contains no secret and no token.
+
+    Attributes:
+        operation: the path of the operation, such as `/credit/relay/create`.
+        call_id: an identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
+            the position of the request in the input, from 1.
+        batch_id: an identifier of the batch.
+        run: the run name of the journal.
+        partner: the `secondary_client_id` of a creation.
+        attempt: the number of the attempt in its call, from 1.
+        status: the HTTP status of the response.
+        error_code: Plaid's `error_code`, or the name of the error's class.
+        request_id: Plaid's ID of the request.
+        certainty: what the end of the attempt proves: `not_sent`, `declined`, `definitive`, `in_doubt`, or
+            `cancelled`.
+        duration: seconds that the attempt took.
+    """
+
+    operation: str
+    call_id: str
+    batch_id: str | None
+    run: str | None = field(converter=redact_run)
+    partner: str | None = field(converter=redact_name)
+    attempt: int
+    status: int | None
+    error_code: str | None = field(converter=redact_name)
+    request_id: str | None = field(converter=redact_name)
+    certainty: str
+    duration: float
+
+
+@frozen(kw_only=True)
+class CallEnd:
+    """The end of a call, as `RelayClient(on_call_end=...)` receives it.
+
+    It contains no secret and no token.
+
+    Attributes:
+        operation: the path of the operation, such as `/credit/relay/create`.
+        call_id: an identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
+            the position of the request in the input, from 1.
+        batch_id: an identifier of the batch.
+        run: the run name of the journal.
+        partner: the `secondary_client_id` of a creation.
+        attempts: the number of attempts of the call, including those that weren't sent; 0 if the journal had
+            the outcome.
+        status: the HTTP status of the response, if the call failed.
+        error_code: Plaid's `error_code`, or the name of the error's class.
+        request_id: Plaid's ID of the request.
+        outcome: how the call ended: `succeeded`, `failed`, `unknown`, `cancelled`, or, in a batch,
+            `not_attempted`.
+        duration: seconds that the call took.
+    """
+
+    operation: str
+    call_id: str
+    batch_id: str | None
+    run: str | None = field(converter=redact_run)
+    partner: str | None = field(converter=redact_name)
+    attempts: int
+    status: int | None
+    error_code: str | None = field(converter=redact_name)
+    request_id: str | None = field(converter=redact_name)
+    outcome: str
+    duration: float

@@ -91,7 +91,11 @@ ONE_MEGABYTE = {"max_response_bytes": 2**20}
 MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": SERVER_TEXT}
 INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": SERVER_TEXT}
 LIMIT = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "RATE_LIMIT", "error_message": SERVER_TEXT}
-UNREACHABLE = {"error_type": "GATEWAY_ERROR", "error_code": "UPSTREAM_UNREACHABLE", "error_message": SERVER_TEXT}
+UNREACHABLE = {
+    "error_type": "GATEWAY_ERROR",
+    "error_code": "UPSTREAM_UNREACHABLE",
+    "error_message": SERVER_TEXT,
+}
 UPSTREAM_LOST = UNREACHABLE | {"error_code": "UPSTREAM_LOST"}
 EXHAUSTED = LIMIT | {"error_code": "CREDITS_EXHAUSTED"}
 NOON, SECOND_AFTER_NOON, MINUTE_AFTER_NOON = (

@@ -246,7 +246,7 @@ async def test_secrets_in_identifiers_are_hidden(log):
         )
         await client.relay.create([REPORT_TOKEN], "partner")
         await client.relay.create([REPORT_TOKEN], "credit-relay-sandbox-misplaced")
-    assert records_of(log.records, partner="partner")[0]["request_id"] == r"x [hidden]\n"
+    assert records_of(log.records, partner="partner")[0]["request_id"] == "[hidden]"
     assert len(records_of(log.records, partner="[hidden]")) == 2
 
 
@@ -348,10 +348,46 @@ async def test_the_variable_is_read_when_a_client_is_created(monkeypatch):
 
 
 async def test_the_variable_does_not_raise_the_level(monkeypatch):
-    """A level that the program has set remains, if it is lower."""
-    before = "logging.getLogger('plaid_relay_async').setLevel('DEBUG')"
+    """A lower level that the program has set remains; standard error has the records from the variable's level."""
+    before = """[
+        logging.getLogger('plaid_relay_async').setLevel('DEBUG'),
+        logging.getLogger().addHandler(logging.StreamHandler(sys.stdout)),
+    ]"""
     lines = await stderr_of(monkeypatch, level="info", before=before)
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 0)
+    lines = await stderr_of(monkeypatch, level="info", before=before.replace("stdout", "stderr"))
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 3)
+
+
+async def test_the_variable_uses_a_handler_of_the_program(monkeypatch):
+    """If a handler of the program writes to standard error, each record is written once, in its format."""
+    before = "logging.basicConfig(format='MINE %(message)s')"
+    lines = await stderr_of(monkeypatch, level="debug", before=before)
     assert count_of(lines, "attempt: ") == 3
+    assert all(line.startswith("MINE ") for line in lines)
+
+
+async def test_the_variable_adds_a_handler_beside_others(monkeypatch):
+    """A handler of the program that writes elsewhere, or only errors, is none for standard error."""
+    for handler in ("logging.FileHandler(os.devnull)", "logging.StreamHandler()"):
+        before = f"[h := {handler}, h.setLevel('ERROR'), logging.getLogger().addHandler(h)]"
+        assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
+
+
+async def test_the_variable_in_a_fork(monkeypatch):
+    """A process that was forked after a client was created writes its own records, once."""
+    before = "[RelayClient(Credentials('a', 'secret')), os.fork()]"
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 6
+
+
+async def test_the_variable_with_another_stream(monkeypatch):
+    """If standard error is replaced, as by pytest, records go to the replacement."""
+    before = """[
+        RelayClient(Credentials('a', 'secret')),
+        sys.stderr.close(),
+        setattr(sys, 'stderr', open(2, 'w', closefd=False)),
+    ]"""
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
 
 
 @pytest.mark.parametrize("value", ["warning", "1", "secret"])

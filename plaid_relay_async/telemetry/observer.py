@@ -17,8 +17,17 @@ from typing import Any, TypeAlias, TypeVar
 from attrs import define, field
 
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd
-from plaid_relay_async.telemetry.logs import BATCHES, CALLS, JOURNAL, call_fields, error_fields, log
+from plaid_relay_async.telemetry.logs import (
+    BATCHES,
+    CALLS,
+    JOURNAL,
+    call_fields,
+    error_fields,
+    log,
+    message_of,
+)
 
 E = TypeVar("E", AttemptEnd, CallEnd)
 
@@ -110,6 +119,7 @@ class ObservedCall:
     Attributes:
         detailed: whether the ends of attempts and of successful calls are reported, too. Otherwise only
             retries and unknown outcomes are.
+        secret: the secret that authenticated the last attempt, which a response may quote in its request ID.
     """
 
     observer: Observer
@@ -119,6 +129,7 @@ class ObservedCall:
     run: str | None
     batch: ObservedBatch | None
     number: int
+    secret: Hidden[str] | None = field(default=None, init=False)
     _call_id: str | None = field(default=None, init=False)
     _request_id: str | None = field(default=None, init=False)
 
@@ -210,6 +221,10 @@ class ObservedCall:
         """Log an event of the call; see `logs.log`."""
         if logger.isEnabledFor(level):
             log(logger, level, event, **call_fields(self.operation, self.request, self.call_id), **fields)
+
+    def message_of(self, event: str, **fields: Any) -> str:
+        """Return the message of a record about the call; see `logs.log`."""
+        return message_of(event, **call_fields(self.operation, self.request, self.call_id), **fields)
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -78,9 +78,9 @@ class Claims:
 
     def _recording_report(self, report: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(report)
-        def recording(late_outcomes: LateOutcomes, path: str, outcome: Any, call_id: str) -> None:
+        def recording(late_outcomes: LateOutcomes, observed: Any, outcome: Any) -> None:
             if not late_outcomes.is_lost(outcome):
                 self._add(outcome)
-            report(late_outcomes, path, outcome, call_id)
+            report(late_outcomes, observed, outcome)
 
         return recording

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from attrs import fields_dict
 from batch_support import BreakingJournal
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
-from cancellation_support import cancel_once_sent
+from cancellation_support import act_once_sent, cancel_once_sent
 from log_support import EVENTS, FIELDS, assert_documented, fields_of, records_of
 from support import CREATE, GET, OWNER, QUICK, REMOVE
 
@@ -206,6 +207,21 @@ async def test_a_lost_journal_write(plaid, client, log, batched):
     (record,) = [record for record in log.records if record.name == "plaid_relay_async.journal"]
     assert fields_of(record)["event"] == "write_lost"
     assert fields_of(record)["outcome"] == "succeeded"
+
+
+async def test_a_lost_write_in_the_background(plaid, client, log):
+    """A write that continues after the batch was abandoned is reported once, also if it fails."""
+    journal = BreakingJournal(breaks_at_outcome=1)
+    plaid.fail(Fault(path=CREATE, stall=60))
+    batch = client.relay.create_many(RelayCreateRequest.fan_out([plaid.add_report()], ["p"]), journal=journal)
+    asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, batch.abandon))
+    with contextlib.suppress(asyncio.CancelledError):
+        await batch
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert [record["outcome"] for record in records_of(log.records, event="write_lost")] == ["unknown"]
+    assert not [record for record in log.records if record.name == "asyncio" and record.levelname == "ERROR"]
 
 
 @pytest.mark.may_block

@@ -33,6 +33,13 @@ AcquireRecorder: TypeAlias = Callable[[Any], Awaitable[CallRecorder]]
 _background_tasks: Final[set[asyncio.Future[object]]] = set()
 
 
+def _end_background_task(task: asyncio.Future[object]) -> None:
+    _background_tasks.discard(task)
+    # `report_end` has reported that the write may be lost. asyncio would log the exception as well.
+    if not task.cancelled():
+        task.exception()
+
+
 class AttemptForbiddenError(Exception):
     """No attempt may start: sending or the requests for the report have stopped, or the race was lost."""
 
@@ -176,7 +183,7 @@ class TrackedCall(Generic[OutcomeT]):
             if self.recorder is not None and self._outcome_to_record is not None:
                 task = asyncio.ensure_future(self.recorder.record_outcome(self._outcome_to_record))
                 _background_tasks.add(task)
-                task.add_done_callback(_background_tasks.discard)
+                task.add_done_callback(_end_background_task)
             raise
 
     async def _record_outcome(self, recorder: CallRecorder) -> None:

@@ -107,21 +107,23 @@ def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **f
     with contextlib.suppress(Exception, asyncio.CancelledError):
         values = _loggable_values(event, fields)
         extra = {_PREFIX + name: value for name, value in values.items()}
-        logger.log(level, "%s", _message(values, remark), extra=extra)
+        # Error trackers group records by this text, so it has the event.
+        template = f"{event}: %s"
+        logger.log(level, template, _details(values, remark), extra=extra)
 
 
 def message_of(event: str, *, remark: str = "", **fields: Any) -> str:
     """Return the message of the record that `log` would write."""
-    return _message(_loggable_values(event, fields), remark)
+    return f"{event}: {_details(_loggable_values(event, fields), remark)}"
 
 
-def _message(values: Mapping[str, Any], remark: str) -> str:
+def _details(values: Mapping[str, Any], remark: str) -> str:
     details = ", ".join(
-        f"{name}={json.dumps(value) if _NEEDS_QUOTES.search(str(value)) else value}"
+        f"{name}={json.dumps(value, ensure_ascii=False) if _NEEDS_QUOTES.search(str(value)) else value}"
         for name, value in values.items()
         if value is not None and name != "event"
     )
-    return f"{values['event']}: {details}{remark and f'; {remark}'}"
+    return details + (remark and f"; {remark}")
 
 
 def _loggable_values(event: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 ISOLATED = ("python", "-I")
 # In Python's development mode, asyncio runs more checks, and tests take three to four times as long.
 DEVELOPMENT = (*ISOLATED, "-X", "dev")
-BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal", "webhooks")
+BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal", "webhooks", "telemetry")
 
 
 def group(name: str) -> list[str]:
@@ -185,7 +185,7 @@ def schemathesis(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare this package with others, and print tables: `-- --quick`, or `-- creating --only a,c`."""
-    session.install(".[cli,journal,webhooks]", *group("bench"))
+    session.install(".[cli,journal,otel,webhooks]", *group("bench"))
     selected = [argument for argument in session.posargs if argument in BENCHES]
     options = [argument for argument in session.posargs if argument not in BENCHES]
     for name in selected or BENCHES:

@@ -25,8 +25,8 @@ nitpicky = True
 # downloaded.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
-    ("py:.*", r"(aiohttp|pytest|_pytest)\..*"),
-    ("py:class", "Redis|datetime"),
+    ("py:.*", r"(aiohttp|opentelemetry|pytest|_pytest)\..*"),
+    ("py:class", "MeterProvider|Redis|TracerProvider|datetime"),
     # Type variables.
     ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([EPQRSTU]|E_co|OutcomeT|ResultT)"),
 ]

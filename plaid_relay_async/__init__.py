@@ -73,7 +73,7 @@ from plaid_relay_async.outcomes import (
     Removed,
     Unknown,
 )
-from plaid_relay_async.telemetry import AttemptEnd, CallEnd
+from plaid_relay_async.telemetry import AttemptEnd, CallEnd, Telemetry
 from plaid_relay_async.transport import RateLimiter, Retry, Statistics
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ __all__ = [
     "SandboxPublicTokenCreateResponse",
     "SentWebhook",
     "Statistics",
+    "Telemetry",
     "Timeouts",
     "Unknown",
     "WaitTooLongError",

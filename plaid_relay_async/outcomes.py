@@ -6,7 +6,7 @@ The outcome of a creation is `Created`, `Failed` or `Unknown`. Other operations 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from attrs import field, frozen
 
@@ -106,9 +106,12 @@ class Unknown(BaseOutcome[Any]):
     error: OutcomeUnknownError
 
 
+_WORDS: Final[dict[type, str]] = {Failed: "failed", Unknown: "unknown", type(None): "not_attempted"}
+
+
 def outcome_word(outcome: object) -> str:
-    """Return the word for an outcome of any operation, as in `Statistics.outcomes`."""
-    return type(outcome).__name__.lower() if isinstance(outcome, (Failed, Unknown)) else "succeeded"
+    """Return the word for an outcome of any operation, or for none, as in `Statistics.outcomes`."""
+    return _WORDS.get(type(outcome), "succeeded")
 
 
 Outcome: TypeAlias = Created | Failed | Unknown

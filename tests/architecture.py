@@ -48,7 +48,7 @@ MAP = {
     "session": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "deadlines", "exchange", "proxies"), ("aiohttp", "yarl")
     ),
-    "telemetry": AllowedImports(GROUND_FLOOR, ("attrs",)),
+    "telemetry": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "opentelemetry", "yarl")),
     "transport": AllowedImports(
         (
             *GROUND_FLOOR,
@@ -67,7 +67,10 @@ MAP = {
     "client": AllowedImports((*CORE, "webhooks"), ("aiohttp", "attrs")),
     "limits": AllowedImports((*GROUND_FLOOR, "config"), ("attrs", "redis")),
     "journal": AllowedImports(
-        (*GROUND_FLOOR, "private_files", "cancellation", "config", "models", "outcomes", "batch"),
+        (
+            *GROUND_FLOOR,
+            *("private_files", "cancellation", "config", "models", "telemetry", "outcomes", "batch"),
+        ),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
     "inbox": AllowedImports(

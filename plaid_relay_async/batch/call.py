@@ -207,13 +207,11 @@ class TrackedCall(Generic[OutcomeT]):
     def report_end(self) -> None:
         """Report to the observer how the call ended, and whether the journal may not have its outcome."""
         outcome: Any = self.outcome
-        word = "not_attempted" if outcome is None else outcome_word(outcome)
-        error = getattr(outcome, "error", None)
-        duration = asyncio.get_running_loop().time() - self.started_at
-        self.observed.ended(word, error, attempts=self.attempts, duration=duration)
+        word = outcome_word(outcome)
+        self.observed.ended(word, outcome, self.attempts, self.started_at)
         is_recorded = self.recorder is not None and self.recorder.journalled
         if is_recorded and self._outcome_to_record is not None and not outcome.journalled:
-            self.observed.write_lost(word, error, attempts=self.attempts, duration=duration)
+            self.observed.write_lost(word, outcome, self.attempts, self.started_at)
 
     @property
     def must_drain(self) -> bool:

@@ -27,9 +27,9 @@ from plaid_relay_async.errors import (
     DuplicateRequestError,
     PlaidRelayError,
     is_ordinary_error,
-    reason_of,
 )
 from plaid_relay_async.outcomes import Failed, Unknown
+from plaid_relay_async.telemetry import ObservedCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Generator, Iterable
@@ -84,8 +84,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
         self._acquire_recorder = acquire_recorder
-        self._observer = observer
-        self._observed = observer.start_batch(operation.endpoint.path, run)
+        self._observed = observer.new_batch(operation.endpoint.path, run)
         self._settings = settings
         self._duplicates = None if settings.allow_duplicates else DuplicateFilter(operation.identity)
         self.sending: Final = Sending(
@@ -169,7 +168,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         return self._runner
 
     async def _run(self) -> None:
-        self._observed.started()
+        self._observed.batch_started()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
@@ -182,14 +181,13 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     def _report_end(self) -> None:
         progress, stopped_by = self.progress, self.result.stopped_by
-        self._observed.ended(
-            duration=self.result.elapsed,
-            succeeded=progress.succeeded,
-            failed=progress.failed,
-            unknown=progress.unknown,
-            not_attempted=len(self.result.not_attempted),
-            error_code=None if stopped_by is None else reason_of(stopped_by),
-        )
+        counts = {
+            "succeeded": progress.succeeded,
+            "failed": progress.failed,
+            "unknown": progress.unknown,
+            "not_attempted": len(self.result.not_attempted),
+        }
+        self._observed.batch_ended(stopped_by, duration=self.result.elapsed, counts=counts)
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:
@@ -256,6 +254,9 @@ class Batch(Generic[OutcomeT, ResultT]):
 
     async def _process_request(self, sender: asyncio.Task[None], request: object) -> bool:
         """Process one request, deliver its outcome, and return whether its call succeeded."""
+        observed = ObservedCall(self._observed, request, self._observed.detailed, self._requests_read)
+        if observed.detailed:
+            observed.start()
         # `call` is local to this frame, so a sender that waits for its next request keeps no report in
         # memory.
         call: TrackedCall[OutcomeT] = TrackedCall(
@@ -265,13 +266,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             self.sending,
             self._acquire_recorder,
             started_at=self._now(),
-            observed=self._observer.start_call(
-                self._operation.endpoint.path,
-                request,
-                run=self._observed.run,
-                batch=self._observed,
-                number=self._requests_read,
-            ),
+            observed=observed,
         )
         self.sending.calls[sender] = call
         try:

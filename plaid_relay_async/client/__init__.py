@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
-from plaid_relay_async import telemetry
 from plaid_relay_async.cancellation import DrainTracker, run_to_completion
 from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
@@ -26,7 +25,7 @@ from plaid_relay_async.config import (
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.redaction import strip_init_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
-from plaid_relay_async.telemetry import Observer
+from plaid_relay_async.telemetry import Observer, connect_client, log_to_stderr_if_requested
 from plaid_relay_async.transport import (
     MAX_RESPONSE_BYTES,
     Authenticator,
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from plaid_relay_async.outcomes import LateOutcome
-    from plaid_relay_async.telemetry import AttemptEnd, CallEnd
+    from plaid_relay_async.telemetry import AttemptEnd, CallEnd, Telemetry
 
 __all__ = [
     "AssetReports",
@@ -86,6 +85,8 @@ class RelayClient:
         on_attempt: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
         on_call_end: a function, not async, that is called with a `CallEnd` at the end of each call, also in a
             batch. What it or `on_attempt` raises is logged, and changes nothing.
+        telemetry: settings of OpenTelemetry, with the extra `otel`. By default, its global providers receive
+            traces and metrics, if the program has configured them.
         max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
@@ -129,6 +130,7 @@ class RelayClient:
         on_late_outcome: Callable[[LateOutcome], object] | None = None,
         on_attempt: Callable[[AttemptEnd], object] | None = None,
         on_call_end: Callable[[CallEnd], object] | None = None,
+        telemetry: Telemetry | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -139,15 +141,16 @@ class RelayClient:
     ) -> None:
         if credentials_in not in ("headers", "body"):  # no set: the value may be unhashable
             raise ConfigurationError("credentials_in must be 'headers' or 'body'")
-        telemetry.log_to_stderr_if_requested()
+        log_to_stderr_if_requested()
         timeouts = Timeouts() if timeouts is None else timeouts
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
         late_outcomes = LateOutcomes(on_late_outcome)
-        observer = Observer(on_attempt, on_call_end)
         self._drain = timeouts.drain
         self._base_url = resolve_base_url(base_url, environment)
+        otel = connect_client(telemetry, self._base_url)
+        observer = Observer(on_attempt, on_call_end, otel)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:
             check_borrowed_session(session, authenticator.header_names)

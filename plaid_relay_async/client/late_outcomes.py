@@ -89,7 +89,7 @@ def _report_lost(observed: ObservedCall, outcome: LateOutcome, remark: str) -> N
         "remark": f"the task of the call was cancelled before; {remark}",
     }
     observed.log(logging.WARNING, "late_outcome", **fields)
-    if observed.operation in _TOKEN_ISSUING and not isinstance(outcome, Failed | Unknown):
+    if observed.group.operation in _TOKEN_ISSUING and not isinstance(outcome, Failed | Unknown):
         # A handler of the program may raise, and must not replace the cancellation.
         with contextlib.suppress(Exception):
             asyncio.get_running_loop().call_exception_handler(

@@ -330,9 +330,7 @@ class Relay(OperationGroup):
             self._recorder_function(journal, total, **overrides),
             bulk=False,
             started_at=asyncio.get_running_loop().time(),
-            observed=self._transport.observer.start_call(
-                operation.endpoint.path, request, run=_run_of(journal)
-            ),
+            observed=self._transport.observer.start_call(operation.endpoint.path, request, _run_of(journal)),
         )
         try:
             await call.run_alone()

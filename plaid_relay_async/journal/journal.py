@@ -43,6 +43,7 @@ from plaid_relay_async.journal.workers import WorkerRegistry
 from plaid_relay_async.journal.writer import Writer
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 from plaid_relay_async.redaction import strip_init_traceback
+from plaid_relay_async.telemetry import connect_journal
 
 if TYPE_CHECKING:
     import os
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.telemetry import Telemetry
 
 T = TypeVar("T")
 
@@ -118,6 +120,7 @@ class Journal:
             `AssetReportError`; use it once the cause is fixed. Other failures are retried in any case.
         lease: on PostgreSQL, seconds without a heartbeat after which other processes consider this one dead.
             On both databases, the time limits of transactions and of `close` depend on it.
+        telemetry: as for `RelayClient`; its meter provider receives the duration of each commit.
 
     Raises:
         ConfigurationError: an argument or PLAID_RELAY_KEY is invalid, or the address is ambiguous.
@@ -134,6 +137,7 @@ class Journal:
         retry_unknown: bool = False,
         retry_failed: bool = False,
         lease: float = 30.0,
+        telemetry: Telemetry | None = None,
     ) -> None:
         if on_existing not in ("reuse", "refuse", "create"):  # no set: the value may be unhashable
             raise ConfigurationError(
@@ -153,6 +157,7 @@ class Journal:
         self._on_existing: OnExisting = on_existing
         self._retry_unknown = retry_unknown
         self._retry_failed = retry_failed
+        self._on_commit = connect_journal(telemetry)
         self._lease = float(lease)
         self._maintenance_seconds = max(
             _LEASES_PER_MAINTENANCE * self._lease, self._database.transaction_seconds
@@ -362,6 +367,7 @@ class Journal:
             run_id=run_id,
             retry_seconds=self._lease,
             token_columns=token_columns,
+            on_commit=self._on_commit,
         )
         policy = PairPolicy(run_id, self._on_existing, self._retry_unknown, self._retry_failed)
         return CallCoordinator(writer, resources.digests, self._keyring, policy)

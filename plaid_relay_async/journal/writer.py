@@ -203,6 +203,7 @@ class Writer:
         run_id: the run of its creations.
         retry_seconds: seconds for which a transaction is repeated after a temporary error.
         token_columns: returns the columns in which a relay token is stored.
+        on_commit: called with the seconds that each transaction took.
 
     Attributes:
         closing: whether the journal is being closed, so that no intent is accepted any more.
@@ -217,6 +218,7 @@ class Writer:
         run_id: int,
         retry_seconds: float,
         token_columns: Callable[[str], dict[str, str]],
+        on_commit: Callable[[float], object] | None = None,
     ) -> None:
         self._database = database
         self._statements = statements_for(database.kind)
@@ -225,6 +227,7 @@ class Writer:
         self._run_id = run_id
         self._retry_seconds = retry_seconds
         self._token_columns = token_columns
+        self._on_commit = on_commit
         self._new_rows = 0
         self._pending: list[WriteCommand] = []
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -457,9 +460,13 @@ class Writer:
 
         # After a group has failed, each group is tried only once until one succeeds: all other commands wait
         # behind the group that is being written.
-        return await self._database.run_transaction(
+        started = asyncio.get_running_loop().time()
+        results = await self._database.run_transaction(
             connection, work, 0.0 if self._failing else self._retry_seconds
         )
+        if self._on_commit is not None:
+            self._on_commit(asyncio.get_running_loop().time() - started)
+        return results
 
     def _rename_pairs(self, connection: Connection, renames: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rename pairs, and return the rows that were renamed."""

@@ -1,4 +1,4 @@
-"""What the package reports about its calls while they run, without secrets: to the log and to callbacks."""
+"""What the package reports about its calls while they run: to the log, to callbacks, to OpenTelemetry."""
 
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd
 from plaid_relay_async.telemetry.logs import (
@@ -14,7 +14,14 @@ from plaid_relay_async.telemetry.logs import (
     log,
     log_to_stderr_if_requested,
 )
-from plaid_relay_async.telemetry.observer import ObservedBatch, ObservedCall, Observer
+from plaid_relay_async.telemetry.observer import (
+    CallGroup,
+    ObservedCall,
+    Observer,
+    connect_client,
+    connect_journal,
+)
+from plaid_relay_async.telemetry.settings import Telemetry
 
 __all__ = [
     "BATCHES",
@@ -24,11 +31,14 @@ __all__ = [
     "VARIABLE",
     "AttemptEnd",
     "CallEnd",
+    "CallGroup",
     "Fields",
-    "ObservedBatch",
     "ObservedCall",
     "Observer",
+    "Telemetry",
     "call_fields",
+    "connect_client",
+    "connect_journal",
     "error_fields",
     "fields_of",
     "log",

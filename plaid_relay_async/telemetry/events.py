@@ -13,7 +13,7 @@ from plaid_relay_async.redaction import REDACTED, redact_credentials, redact_ide
 _IDENTIFIER: Final = re.compile(r"[\w.:-]*", re.ASCII)
 
 
-def redact_partner(value: str | None) -> str | None:
+def redact_name(value: str | None) -> str | None:
     """Return an identifier that the caller has chosen, which may be a token by mistake."""
     return None if value is None else escape_unprintable(redact_identifier(value))
 
@@ -21,7 +21,7 @@ def redact_partner(value: str | None) -> str | None:
 def redact_id(value: str | None) -> str | None:
     """Return an identifier that a server has sent; hide it if it is a text, which may quote the request."""
     if value is None or _IDENTIFIER.fullmatch(value):
-        return redact_partner(value)
+        return redact_name(value)
     return REDACTED
 
 
@@ -56,7 +56,7 @@ class AttemptEnd:
     call_id: str
     batch_id: str | None
     run: str | None = field(converter=redact_run)
-    partner: str | None = field(converter=redact_partner)
+    partner: str | None = field(converter=redact_name)
     attempt: int
     status: int | None
     error_code: str | None = field(converter=redact_id)
@@ -92,7 +92,7 @@ class CallEnd:
     call_id: str
     batch_id: str | None
     run: str | None = field(converter=redact_run)
-    partner: str | None = field(converter=redact_partner)
+    partner: str | None = field(converter=redact_name)
     attempts: int
     status: int | None
     error_code: str | None = field(converter=redact_id)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from attrs import asdict, frozen
 
 from plaid_relay_async.errors import ConfigurationError, reason_of
-from plaid_relay_async.telemetry.events import redact_id, redact_partner, redact_run
+from plaid_relay_async.telemetry.events import redact_id, redact_name, redact_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,7 +139,7 @@ def _loggable(_: object, field: Attribute[Any], value: Any) -> Any:
 
 _REDACTIONS: Final = {
     "run": redact_run,
-    "partner": redact_partner,
+    "partner": redact_name,
     "error_code": redact_id,
     "request_id": redact_id,
 }

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import math
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from plaid_relay_async.transport.retries import Retries, RetrySignal, repeat_on_
 from plaid_relay_async.transport.statistics import Counters, Statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import Timeouts
@@ -88,6 +89,8 @@ class Transport:
         self._admission = Admission(session, authenticator, rate_limiter, self._counters)
         self.throttles: Final = self._admission.throttles
         self._retries = Retries(self._admission, on_retry)
+        if observer.otel is not None:
+            observer.otel.get_rates = self._rates
 
     async def call(
         self,
@@ -155,10 +158,12 @@ class Transport:
             call.cancellation = call.cancellation or error
             result = call.result_if_cancelled
         except BaseException as error:
-            _report_end(call, error, started)
+            if gate is None:
+                _report_end(call, error, started)
             raise
         try:
-            _report_end(call, result, started)
+            if gate is None:
+                _report_end(call, result, started)
             if call.cancellation is not None:
                 self._raise_cancellation(call, result, started)
             if isinstance(result, PlaidRelayError):
@@ -240,11 +245,13 @@ class Transport:
 
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""
-        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
-        finite_rates = {path: rate for path, rate in rates.items() if math.isfinite(rate)}
         return self._counters.snapshot(
-            outcomes=self.observer.outcomes, connections=self._session.connections, rates=finite_rates
+            outcomes=self.observer.outcomes, connections=self._session.connections, rates=self._rates()
         )
+
+    def _rates(self) -> dict[str, float]:
+        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
+        return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
 
     # ------------------------------------------------------------------------------------- attempts
 
@@ -267,8 +274,11 @@ class Transport:
         status: int | None = None
         result: R | PlaidRelayError
         try:
+            waiting_since = call.now() if call.observed.detailed else 0.0
             authentication = await self._admission.admit(call)
             call.observed.secret = authentication.secret
+            if call.observed.detailed:
+                call.observed.attempt_admitted(call.now() - waiting_since)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
@@ -305,15 +315,23 @@ class Transport:
             return self._retries.retry_or_raise(call, result, certainty)
         return result
 
+    def _prepare_request(
+        self,
+        endpoint: Endpoint[Any, Any],
+        authentication: Authentication,
+        trace_headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Any:
+        return self._session.exchange.prepare(
+            self._base_url + endpoint.path,
+            {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers, **trace_headers},
+        )
+
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
         self._session.check_usable()  # the client may have been closed during a wait
         exchange, endpoint = self._session.exchange, call.endpoint
         # Prepared once, and reused for all requests of the operation with the same credentials.
         if endpoint.path not in authentication.prepared_requests:
-            authentication.prepared_requests[endpoint.path] = exchange.prepare(
-                self._base_url + endpoint.path,
-                {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers},
-            )
+            authentication.prepared_requests[endpoint.path] = self._prepare_request(endpoint, authentication)
         attempt = wire.Attempt(
             prepared_request=authentication.prepared_requests[endpoint.path],
             body=codec.encode_request(call.request, authentication.fields),
@@ -329,6 +347,8 @@ class Transport:
         # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
+        if call.observed.detailed:
+            self._start_observed_attempt(call, authentication, attempt)
         try:
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
@@ -344,6 +364,15 @@ class Transport:
                 call.cancellation = draining.deferred_cancellation
         finally:
             self._counters.in_flight -= 1
+            if call.observed.detailed:
+                call.observed.response_received()
+
+    def _start_observed_attempt(
+        self, call: CallState[Any], authentication: Authentication, attempt: wire.Attempt
+    ) -> None:
+        """Report the start of an attempt, and add the headers that continue its trace, if there are any."""
+        if headers := call.observed.attempt_started(call.attempts):
+            attempt.prepared_request = self._prepare_request(call.endpoint, authentication, headers)
 
     def _attempt_interrupted(
         self,
@@ -396,7 +425,7 @@ def _report_attempt(
 
 
 def _report_end(call: CallState[Any], result: Any, started: float) -> None:
-    """Report the end of a call to the observer, unless its gate does.
+    """Report the end of a call without a gate to the observer.
 
     Args:
         call: the call.
@@ -404,16 +433,13 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
             what is known of it; `None` for nothing.
         started: the event loop's time at which the call started.
     """
-    if call.gate is not None:
-        return
     outcome = outcome_of(result, is_safe=call.endpoint.idempotency is Idempotency.SAFE)
-    error = result if isinstance(result, BaseException) else None
     if call.cancellation is not None and not call.reports_late_outcome:
         outcome = "cancelled"
-    elif error is not None and not isinstance(error, PlaidRelayError):
+    elif isinstance(result, BaseException) and not isinstance(result, PlaidRelayError):
         # No code expects such an error, so an attempt may have been executed.
         outcome = "unknown" if call.attempts and not call.is_safe else "failed"
-    call.observed.ended(outcome, error, attempts=call.attempts, duration=call.now() - started)
+    call.observed.ended(outcome, result, call.attempts, started)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import pytest
 from attrs import define, evolve, field, frozen
 from batch_support import BreakingJournal, all_outcomes
 from hypothesis import given, settings
@@ -223,3 +224,33 @@ def test_each_request_of_the_simulator_has_one_record(faults, works):
     check_counts(records, run)
     attempts = Counter(each["certainty"] for each in records_of(records, event="attempt"))
     assert plaid.counts[CREATE] == attempts.total() - attempts["not_sent"]
+
+
+def test_an_event_loop_that_is_interrupted():
+    """A KeyboardInterrupt cancels all tasks: each call in flight drains, and has one warning."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        async with (
+            Simulator(reports=["report"], faults=[Fault(path=CREATE, stall=60, when="after")]) as plaid,
+            RelayClient(OWNER, base_url=plaid.url, timeouts=Timeouts(drain=0.1)) as client,
+        ):
+            requests = RelayCreateRequest.fan_out(["report"], ["p1", "p2", "p3"])
+            batch = client.relay.create_many(requests, journal=BreakingJournal())
+            async with batch, asyncio.TaskGroup() as group:
+                group.create_task(client.relay.create(["report"], "single"))
+                group.create_task(client.relay.create(["report"], "recorded", journal=BreakingJournal()))
+                while plaid.counts[CREATE] < 5:
+                    await asyncio.sleep(0.01)
+                asyncio.get_running_loop().call_soon(interrupt)
+
+    with captured_log() as records, pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert_documented(records)
+    ends = records_of(records, event="call_end")
+    assert sorted(end["partner"] for end in ends) == ["p1", "p2", "p3", "recorded", "single"]
+    assert {end["outcome"] for end in ends} == {"unknown"}
+    assert {record.levelname for record in records if record.plaid_event == "call_end"} == {"WARNING"}
+    assert len(records_of(records, event="batch_end")) == 1

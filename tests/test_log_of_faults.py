@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import evolve, frozen
 from canaries import REPORT_TOKEN, SECRET
-from journal_support import KEY
+from journal_support import KEY, execute
 from log_support import Story, assert_documented, records_of, story_from_log
+from sqlalchemy import select
 from support import QUICK, sampled
 from test_matrix import OWNER, PARTNER, PATHS, ROWS, faulty_client
 
 from plaid_relay_async import PlaidRelayError, RelayClient, RelayCreateRequest
 from plaid_relay_async.errors import OutcomeUnknownError, reason_of
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.schema import entries
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -99,12 +101,15 @@ async def make_calls(client: RelayClient, way: Way, journal: Journal | None, tok
     return [outcomes.get(position) for position in range(len(requests))]
 
 
-async def calls_with_faults(row: FaultRow, way: Way, folder: Path) -> list[Any]:
+async def calls_with_faults(row: FaultRow, way: Way, folder: Path) -> tuple[list[Any], list[str]]:
+    """Return what became of each request, and the pair IDs of the journal."""
     async with Simulator(clients={"owner": SECRET, "partner": SECRET}, reports=[REPORT_TOKEN]) as plaid:
         if way.run is None:
-            return await calls_with_journal(row, way, plaid, None)
-        async with Journal(folder / f"{way.operation}-{way.run}.db", run=way.run, key=KEY) as journal:
-            return await calls_with_journal(row, way, plaid, journal)
+            return await calls_with_journal(row, way, plaid, None), []
+        path = folder / f"{way.operation}-{way.run}.db"
+        async with Journal(path, run=way.run, key=KEY) as journal:
+            results = await calls_with_journal(row, way, plaid, journal)
+        return results, [pair for (pair,) in await execute(path, select(entries.c.pair))]
 
 
 async def calls_with_journal(row: FaultRow, way: Way, plaid: Simulator, journal: Journal | None) -> list[Any]:
@@ -143,7 +148,12 @@ async def test_the_log_of_each_fault(clean_logs, tmp_path, name):
     folder.mkdir()
     results = await asyncio.gather(*(calls_with_faults(ROWS[name], way, folder) for way in WAYS))
     assert_documented(clean_logs.records)
-    for way, outcomes in zip(WAYS, results, strict=True):
+    hidden = [KEY, "hooks.example", *(pair for _, pairs in results for pair in pairs)]
+    assert len(hidden) >= 2 + 3 + 3  # at least the pairs that are removed
+    for record in clean_logs.records:
+        if record.name.startswith("plaid_relay_async"):
+            assert not any(text in f"{vars(record)} {record.getMessage()}" for text in hidden)
+    for way, (outcomes, _) in zip(WAYS, results, strict=True):
         calls = calls_of(clean_logs.records, way)
         told = [story_from_log(clean_logs.records, call) for call in calls]
         assert told

@@ -11,20 +11,26 @@ import sys
 import pytest
 from attrs import fields_dict
 from batch_support import BreakingJournal
-from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
+from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import act_once_sent, cancel_once_sent
+from journal_support import KEY
 from log_support import EVENTS, FIELDS, assert_documented, fields_of, records_of
 from support import CREATE, GET, OWNER, QUICK, REMOVE
 
 from plaid_relay_async import (
     BatchStoppedError,
     ConfigurationError,
+    InboxError,
+    JournalError,
+    NotSentError,
     OutcomeUnknownError,
     PlaidRelayError,
     RelayClient,
     RelayCreateRequest,
     Timeouts,
 )
+from plaid_relay_async.gateway import new_key
+from plaid_relay_async.inbox import SQLInbox
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 from plaid_relay_async.telemetry import Fields
@@ -264,6 +270,27 @@ async def test_secrets_in_identifiers_are_hidden(log):
         await client.relay.create([REPORT_TOKEN], "credit-relay-sandbox-misplaced")
     assert records_of(log.records, partner="partner")[0]["request_id"] == "[hidden]"
     assert len(records_of(log.records, partner="[hidden]")) == 2
+
+
+@pytest.mark.may_block
+async def test_secrets_in_settings_are_hidden(every_log):
+    """The log has neither a gateway's key, nor the password of a proxy or a database, nor the key of a journal."""
+    url = "postgresql://user:canary-password@127.0.0.1:1/relay"
+    for store in (Journal(url, run="x", key=KEY), SQLInbox(url, key=KEY)):
+        with pytest.raises((JournalError, InboxError)):
+            await store.open()
+    _, gateway_key = new_key("lender")
+    proxy = "http://user:canary-password@127.0.0.1:1"
+    for settings in ({"gateway_key": gateway_key}, {"credentials": CREDENTIALS, "proxy": proxy}):
+        async with RelayClient(base_url="http://127.0.0.1:1", retry=QUICK, **settings) as client:
+            with pytest.raises(NotSentError):
+                await client.relay.create([REPORT_TOKEN], "p")
+    assert {
+        record.plaid_error_code for record in every_log.records if hasattr(record, "plaid_error_code")
+    } == {"NotSentError"}
+    text = "\n".join(logging.Formatter().format(record) for record in every_log.records)
+    assert_no_canary(text)
+    assert not any(secret in text for secret in (KEY, gateway_key))
 
 
 # ----------------------------------------------------------------------------------------------- handlers

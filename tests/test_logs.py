@@ -7,14 +7,23 @@ import contextlib
 import gc
 import logging
 import sys
+from collections import Counter
 
 import pytest
 from attrs import fields_dict
-from batch_support import BreakingJournal
+from batch_support import BreakingJournal, all_outcomes
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import act_once_sent, cancel_once_sent
 from journal_support import KEY
-from log_support import EVENTS, FIELDS, assert_documented, fields_of, records_of
+from log_support import (
+    EVENTS,
+    FIELDS,
+    Story,
+    assert_documented,
+    fields_of,
+    records_of,
+    story_from_log,
+)
 from support import CREATE, GET, OWNER, QUICK, REMOVE
 
 from plaid_relay_async import (
@@ -118,6 +127,28 @@ async def test_what_happened_to_one_pair(plaid, client, log, name, batched):
     told = story(log, call=call)
     assert told == story(log, partner="p7")
     assert [each.replace("RATE_LIMIT_EXCEEDED", "RATE_LIMIT") for each in told] == events
+
+
+async def test_each_pair_of_a_batch(plaid, client, log):
+    """For each pair, the log has its outcome, the number of its attempts and their reasons, as the batch has them."""
+    faults = [("p3", "declined"), ("p7", "rejected"), ("p11", "lost"), ("p16", "truncated")]
+    plaid.fail(
+        *(Fault(path=CREATE, secondary_client_id=partner, **PAIRS[name][0]) for partner, name in faults)
+    )
+    partners = [f"p{n}" for n in range(1, 21)]
+    result = await client.relay.create_many(
+        RelayCreateRequest.fan_out([plaid.add_report()], partners), concurrency=5
+    )
+    batch = records_of(log.records, event="batch_start")[0]["batch"]
+    told = {
+        partner: story_from_log(log.records, f"{batch}-{n}") for n, partner in enumerate(partners, start=1)
+    }
+    outcomes = {outcome.request.secondary_client_id: outcome for outcome in all_outcomes(result)}
+    assert told == {partner: Story.of(outcomes[partner]) for partner in partners}
+    assert Counter(story.outcome for story in told.values()) == {"succeeded": 17, "failed": 1, "unknown": 2}
+    # So has the simulator.
+    requests = Counter(request.secondary_client_id for request in plaid.requests)
+    assert requests == {partner: story.attempts for partner, story in told.items()}
 
 
 async def test_a_retry(plaid, client, log):

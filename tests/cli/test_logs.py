@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import logging
 import os
@@ -15,7 +16,9 @@ import sys
 import pytest
 from canaries import SECRET, assert_no_canary
 from processes import running_process
+from rich.console import Console
 
+from plaid_relay_async.cli import app
 from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, handler
 from plaid_relay_async.simulator import Fault
 
@@ -39,6 +42,33 @@ def test_verbose(plaid, run, verbose):
     assert_no_canary(result.err)
     assert logging.getLogger("plaid_relay_async").level == logging.NOTSET
     assert "operation=" not in run(*CREATE, "bob").err
+
+
+def test_every_command_that_calls_plaid_is_verbose():
+    """Each command with `--base-url` has `--verbose` and `--log-format`."""
+    commands = [[name] for name in app.app if name.isalpha()]
+    commands += [["webhooks", name] for name in app.webhooks if name.isalpha()]
+    calling = []
+    for command in commands:
+        printed = io.StringIO()
+        app.app.help_print(command, console=Console(file=printed, width=500))
+        options = {*re.findall(r"--[\w-]+", printed.getvalue())}
+        if "--base-url" in options:
+            calling.append(command)
+            assert {"--verbose", "--log-format"} <= options, command
+    assert len(calling) == 11
+
+
+@pytest.mark.parametrize("command", ["get", "refresh", "remove"])
+def test_verbose_on_other_commands(plaid, run, command):
+    """A call that fails is logged as well, in text and as JSON, without the token of the command line."""
+    token = "credit-relay-sandbox-00000000-0000-0000-0000-000000000000"
+    result = run(command, token, "--verbose")
+    assert re.findall(r" DEBUG (\w+): ", result.err) == ["attempt", "call_end"]
+    assert token not in result.err
+    result = run(command, token, "--verbose", "--log-format", "json")
+    assert [line["event"] for line in json_lines(result.err)] == ["attempt", "call_end"]
+    assert token not in result.err
 
 
 def test_json(plaid, run):

@@ -310,6 +310,13 @@ async def test_the_log_of_a_late_outcome_shows_only_identifiers(caplog, request_
     assert_no_canary(caplog.text)
 
 
+async def test_a_late_token_without_a_request_id_is_logged(plaid, client, caplog):
+    """A response that was cut off after its token has no request ID."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1, truncate=90))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    assert "request_id=" not in lost_token(caplog)
+
+
 async def test_a_late_unknown_outcome_is_logged_once(plaid, client, caplog):
     """There is no token to lose: the end of the call is the only warning."""
     plaid.fail(Fault(path=CREATE, close=True, when="after", latency=0.1))

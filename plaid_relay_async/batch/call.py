@@ -8,6 +8,7 @@ sending stops, a waiting call is cancelled, and any other is drained.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeAlias
@@ -36,7 +37,7 @@ _background_tasks: Final[set[asyncio.Future[object]]] = set()
 def _end_background_task(task: asyncio.Future[object]) -> None:
     _background_tasks.discard(task)
     # `report_end` has reported that the write may be lost. asyncio would log the exception as well.
-    if not task.cancelled():
+    with contextlib.suppress(asyncio.CancelledError):
         task.exception()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import ipaddress
 import os
+import re
 import ssl as tls
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, frozen
@@ -287,6 +288,30 @@ def _credentials_from_environment() -> Credentials:
         message = f"{variables[error.field or '']} {error.problem}"
     # It is raised outside the handler, because the frames of an error's context would contain the secret.
     raise ConfigurationError(message)
+
+
+# https://www.rfc-editor.org/rfc/rfc9110#name-tokens
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def resolve_user_agent(application: object) -> str:
+    """Return the value of the header User-Agent, with the name and the version of the application, if any.
+
+    Raises:
+        ConfigurationError: the application isn't a pair of texts that the header can contain.
+    """
+    if application is None:
+        return USER_AGENT
+    if (
+        not isinstance(application, tuple)
+        or len(application) != 2
+        or not all(isinstance(part, str) and _TOKEN.fullmatch(part) for part in application)
+    ):
+        raise ConfigurationError(
+            'application must be a name and a version, such as ("loan-service", "1.4"): each of ASCII '
+            "letters, digits and !#$%&'*+-.^_`|~, without spaces and slashes"
+        )
+    return f"{USER_AGENT} {'/'.join(application)}"
 
 
 def check_tls(context: tls.SSLContext | None) -> tls.SSLContext | None:

@@ -144,6 +144,7 @@ def _describe(cls: type, records: dict[str, Record]) -> str:
     if cls.__name__ not in records:
         hints = get_type_hints(cls, include_extras=True)
         keeps_unknown = hints.pop("additional_properties", None) is not None
+        hints.pop("extra", None)  # not a field of the body, but all fields that the record doesn't have
         attributes = [attribute for attribute in fields(cls) if attribute.name in hints]
         records[cls.__name__] = Record(
             {a.name: _field(cls, a, _shape(hints[a.name], records)) for a in attributes}, keeps_unknown

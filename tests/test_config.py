@@ -279,3 +279,32 @@ def test_settings_are_checked_when_the_client_is_created(monkeypatch):
     with pytest.raises(ConfigurationError, match="connections"):
         RelayClient(Credentials("a", "b"), connections=0)
     assert repr(RelayClient(Credentials("a", "hush"))) == "<RelayClient for https://sandbox.plaid.com>"
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        "canary-name/1.0",
+        ("canary-name",),
+        ("canary-name", "1.0", "extra"),
+        ["canary-name", "1.0"],
+        {"canary-name": "1.0"},
+        ("canary-name", ""),
+        ("canary name", "1.0"),
+        ("canary/name", "1.0"),
+        ("canary-name", "1.0 (x)"),
+        ("canary-name", "1.0\n"),
+        ("canary-name", "1.0\r\nPLAID-SECRET: x"),
+        ("canary-n\u00e4me", "1.0"),
+        ("canary-name", "\u0661"),
+        ("canary-name", 1.0),
+        ("canary-name", None),
+        (),
+        "ab",
+    ],
+)
+def test_an_invalid_application_is_refused(application):
+    """Anything other than two tokens of RFC 9110 is refused, and no error quotes it."""
+    with pytest.raises(ConfigurationError, match="application must be a name and a version") as caught:
+        RelayClient(Credentials("me", "canary-secret"), application=application)
+    assert "canary" not in str(caught.value)

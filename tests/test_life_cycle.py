@@ -84,6 +84,11 @@ async def get(client, token, path):
     return await client.relay.get(token)
 
 
+async def get_with_options(client, token, path):
+    other = client.with_options(credentials=credentials, rate_limiter=Limiter())
+    return await other.relay.get(token)
+
+
 async def remove(client, token, path):
     return await client.relay.remove(token)
 
@@ -152,7 +157,7 @@ def in_each_way(test):
 
 
 @in_each_way
-@pytest.mark.parametrize("call", [create, get, remove, download, wait_for_report])
+@pytest.mark.parametrize("call", [create, get, get_with_options, remove, download, wait_for_report])
 async def test_a_call_that_is_cancelled_at_any_point_leaks_nothing(
     plaid, client, tmp_path, call, faults, late, warm
 ):

@@ -14,8 +14,9 @@ import trustme
 from processes import wait_until_async
 from recorder import Recorder
 from servers import echoing
-from support import CREATE, OWNER, QUICK
+from support import BOTH_EXCHANGES, CREATE, OWNER, QUICK
 
+import plaid_relay_async
 from plaid_relay_async import (
     ClientClosedError,
     ConfigurationError,
@@ -25,6 +26,7 @@ from plaid_relay_async import (
     RetryPolicy,
     Timeouts,
 )
+from plaid_relay_async.config import USER_AGENT
 from plaid_relay_async.session import SessionManager
 from plaid_relay_async.simulator import Fault
 
@@ -284,10 +286,22 @@ async def test_the_headers_of_every_request(echo):
     path, headers, body = requests[0]
     assert path == "/under/a/path/credit/relay/remove"
     assert headers["Plaid-Version"] == "2020-09-14"
-    assert headers["User-Agent"].startswith("plaid_relay_async/")
+    assert headers["User-Agent"] == USER_AGENT == f"plaid_relay_async/{plaid_relay_async.__version__}"
     assert headers["Content-Type"] == "application/json"
     assert (headers["PLAID-CLIENT-ID"], headers["PLAID-SECRET"]) == (OWNER.client_id, OWNER.secret)
     assert body == b'{"relay_token":"t"}'
+
+
+@BOTH_EXCHANGES
+async def test_the_application_in_the_user_agent(echo, direct):
+    """The header User-Agent ends with the name and the version of the application, which are RFC 9110's tokens."""
+    url, requests, _ = echo
+    application = ("loan-service", "1.4+build_7~x")
+    async with RelayClient(OWNER, base_url=url, application=application, direct=direct) as client:
+        await client.relay.remove("t")
+        await client.asset_report.remove("t")
+    expected = f"{USER_AGENT} loan-service/1.4+build_7~x"
+    assert [headers["User-Agent"] for _, headers, _ in requests] == [expected] * 2
 
 
 # ------------------------------------------------------------------------- settings of a borrowed session

@@ -200,6 +200,12 @@ class Machine(RuleBasedStateMachine):
         )
         self.run(client.open())
         self.clients.append(client)
+        self.caller = client
+
+    @rule(options=st.sampled_from([{"credentials": OWNER}, {"retry": RETRY}, {}]))
+    def share_pool(self, options: dict[str, Any]) -> None:
+        """Make the next calls with another client on the pool of the newest one, which may be closed."""
+        self.caller = self.client.with_options(**options)
 
     @rule(cancelled_after=st.none() | st.integers(0, 3))
     def close(self, cancelled_after: int | None) -> None:
@@ -234,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         keys = self._take_keys(path, 1)
         if not keys:
             return multiple()
-        job, relay = Job(path, keys[0]), self.client.relay
+        job, relay = Job(path, keys[0]), self.caller.relay
         make = {
             CREATE: lambda: relay.create([self.report], job.key),
             REFRESH: lambda: relay.refresh(job.key),
@@ -305,7 +311,7 @@ class Machine(RuleBasedStateMachine):
         return [self.shared.pop() for _ in range(min(count, len(self.shared)))]
 
     def _create_batch(self, path: str, count: int, source: str, journal: SlowJournal | str | None) -> Job:
-        job, relay, keys = Job(path), self.client.relay, self._take_keys(path, count)
+        job, relay, keys = Job(path), self.caller.relay, self._take_keys(path, count)
         rows = list(RelayCreateRequest.fan_out([self.report], keys)) if path == CREATE else keys
         options = {"concurrency": 4, "on_outcome": job.reported.append}
         job.recorded = path == CREATE and journal == "real"

@@ -109,6 +109,8 @@ async def lender_api() -> None:
         created = await client.relay.create(["t"], "p", timeout=3)
         assert_type(created, RelayCreateResponse)
         assert_type(created.relay_token, str)
+        extra: dict[str, bool] = {"x": True}
+        assert_type(await client.relay.create(["t"], "p", extra=extra), RelayCreateResponse)
         assert_type(await client.relay.create(["t"], "p", journal=CustomJournal()), RelayCreateResponse)
         assert_type(await client.relay.remove("t"), RelayRemoveResponse)
         assert_type(await client.relay.get_pdf("t"), PdfResponse)

@@ -17,7 +17,7 @@ from plaid_relay_async.cli.rows import NEEDS_JOURNAL
 from plaid_relay_async.cli.serving import variable_names
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.client import RelayClient
-from plaid_relay_async.config import Timeouts
+from plaid_relay_async.config import Timeouts, __version__
 from plaid_relay_async.errors import RequestValidationError
 from plaid_relay_async.models import RelayCreateRequest
 from plaid_relay_async.outcomes import Failed, Refreshed, Removed
@@ -79,6 +79,7 @@ class ClientOptions:
             connections=max(100, concurrency),
             proxy=None if self.proxy is None else read_value(self.proxy, "--proxy"),
             trust_env=True,
+            application=("plaid-relay", __version__),
             on_late_outcome=None if late_outcomes is None else late_outcomes.append,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Literal, Self
 
 from plaid_relay_async.cancellation import DrainTracker, run_to_completion
@@ -21,9 +22,10 @@ from plaid_relay_async.config import (
     check_type,
     resolve_base_url,
     resolve_identity,
+    resolve_user_agent,
 )
-from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.redaction import strip_init_traceback
+from plaid_relay_async.errors import ClientClosedError, ConfigurationError
+from plaid_relay_async.redaction import strip_init_traceback, strip_traceback
 from plaid_relay_async.session import SessionManager, check_borrowed_session
 from plaid_relay_async.telemetry import Observer, connect_client, log_to_stderr_if_requested
 from plaid_relay_async.transport import (
@@ -87,6 +89,8 @@ class RelayClient:
             batch. What it or `on_attempt` raises is logged, and changes nothing.
         telemetry: settings of OpenTelemetry, with the extra `otel`. By default, its global providers receive
             traces and metrics, if the program has configured them.
+        application: the name and the version of your application, such as `("loan-service", "1.4")`, which
+            are added to the header User-Agent.
         max_response_bytes: the maximum size of a report, in bytes; a longer one is an error. Default: 64 MiB.
         connections: the maximum number of connections of an owned pool.
         ssl: an `ssl.SSLContext`, such as one with your own CA bundle.
@@ -131,6 +135,7 @@ class RelayClient:
         on_attempt: Callable[[AttemptEnd], object] | None = None,
         on_call_end: Callable[[CallEnd], object] | None = None,
         telemetry: Telemetry | None = None,
+        application: tuple[str, str] | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         connections: int = 100,
         ssl: tls.SSLContext | None = None,
@@ -146,8 +151,7 @@ class RelayClient:
         retry = RetryPolicy() if retry is None else retry
         check_type("timeouts", timeouts, Timeouts)
         check_type("retry", retry, RetryPolicy)
-        late_outcomes = LateOutcomes(on_late_outcome)
-        self._drain = timeouts.drain
+        self._late_outcomes = LateOutcomes(on_late_outcome)
         self._base_url = resolve_base_url(base_url, environment)
         otel = connect_client(telemetry, self._base_url)
         observer = Observer(on_attempt, on_call_end, otel)
@@ -165,7 +169,7 @@ class RelayClient:
             direct=direct,
             tls_buffer=tls_buffer,
         )
-        self._transport = transport = Transport(
+        transport = Transport(
             self._session,
             base_url=self._base_url,
             authenticator=authenticator,
@@ -174,11 +178,18 @@ class RelayClient:
             rate_limiter=rate_limiter,
             drains=DrainTracker(),
             observer=observer,
-            on_late_outcome=late_outcomes.report_call,
+            on_late_outcome=self._late_outcomes.report_call,
             on_retry=on_retry,
+            user_agent=resolve_user_agent(application),
             max_response_bytes=max_response_bytes,
         )
-        self.relay = Relay(transport, timeouts, late_outcomes)
+        self._use(transport, timeouts, is_original=True)
+
+    def _use(self, transport: Transport, timeouts: Timeouts, *, is_original: bool) -> None:
+        self._is_original = is_original
+        self._transport = transport
+        self._timeouts = timeouts
+        self.relay = Relay(transport, timeouts, self._late_outcomes)
         self.asset_report = AssetReports(transport)
         self.sandbox = Sandbox(transport)
         self.item = Items(transport)
@@ -191,14 +202,50 @@ class RelayClient:
             Environment.from_url(self._base_url),
         )
 
+    @strip_traceback
+    def with_options(
+        self,
+        *,
+        timeouts: Timeouts | None = None,
+        retry: RetryPolicy | None = None,
+        credentials: CredentialsSource | None = None,
+        rate_limiter: RateLimiter | None = None,
+    ) -> Self:
+        """Return a client with other settings and the same connection pool.
+
+        It isn't opened or closed: it can be used while this client is open, and closing this client ends its
+        calls as well. All other settings are those of this client, including its callbacks, and so are the
+        counters of `statistics()`.
+
+        Without `credentials`, both clients also share the rate limiter, pauses and adaptive rates. With other
+        credentials they share none of these, so keep the client for as long as you need the credentials.
+
+        Args:
+            timeouts: replaces all timeouts, except that `idle` and, for `close()`, `drain` are those of the
+                pool.
+            retry: the retry policy.
+            credentials: other credentials in the same environment: `Credentials`, or an async callable.
+            rate_limiter: the rate limiter of these credentials; by default they have none.
+
+        Raises:
+            ConfigurationError: an argument is invalid, there is a rate limiter without credentials, or a
+                gateway adds the credentials.
+        """
+        client = copy.copy(self)
+        transport = self._transport.with_options(timeouts, retry, credentials, rate_limiter)
+        client._use(transport, timeouts or self._timeouts, is_original=False)  # noqa: SLF001  # of this class
+        return client
+
     async def open(self) -> None:
         """Open the connection pool inside the running event loop; `async with` does this.
 
         Raises:
-            ClientClosedError: the client was opened or closed before, or the borrowed session is closed.
+            ClientClosedError: the client was opened or closed before, the borrowed session is closed, or the
+                client is one of `with_options`.
             ConfigurationError: the borrowed session would send a login from `.netrc`, or would send plain
                 http to a proxy on another machine.
         """
+        self._check_original()
         await self._session.open()
 
     async def close(self) -> None:
@@ -208,17 +255,32 @@ class RelayClient:
         fail with `ClientClosedError`, or with the error of an attempt in doubt. This method waits for drains
         in progress, for at most `Timeouts.drain`. Other calls in flight are aborted. A cancellation of this
         method is raised after the client is closed. Closing a closed client does nothing.
+
+        Raises:
+            ClientClosedError: the client is one of `with_options`.
         """
+        self._check_original()
         if self._session.start_closing():
             self._transport.end_waits()
             await run_to_completion(self._close)
 
     async def _close(self) -> None:
-        await self._transport.drains.wait_all(self._drain)
+        await self._transport.drains.wait_all(self._timeouts.drain)
         await self._session.close()
 
+    def _check_original(self) -> None:
+        if not self._is_original:
+            raise ClientClosedError(
+                "this client shares the connections of another one, and isn't opened or closed",
+                advice="Open and close the client whose `with_options` returned it.",
+            )
+
     def statistics(self) -> Statistics:
-        """Return a snapshot of what the client has done since it was created, and of its current state."""
+        """Return a snapshot of what the client has done since it was created, and of its current state.
+
+        The counters include the calls of all clients that share the pool; see `with_options`. The rates are
+        those of the client's own credentials.
+        """
         return self._transport.statistics()
 
     async def __aenter__(self) -> Self:

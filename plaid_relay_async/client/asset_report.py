@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import codec
 from plaid_relay_async.client.files import checked_file_path, download_to_file
@@ -27,7 +27,7 @@ from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.models import AssetReportGetResponse, AssetReportUser, PdfFile, PdfResponse
@@ -52,6 +52,7 @@ class AssetReports(OperationGroup):
         products: Iterable[str] | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportCreateResponse]:
         """Create a report; called by the lender.
 
@@ -72,6 +73,7 @@ class AssetReports(OperationGroup):
             products: deprecated by Plaid; see `add_ons`.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             RequestValidationError: an argument is invalid.
@@ -91,7 +93,9 @@ class AssetReports(OperationGroup):
         )
         # An empty object of options isn't sent.
         options_or_none = None if options == AssetReportCreateOptions() else options
-        request = AssetReportCreateRequest(access_tokens, days_requested, options=options_or_none)
+        request = AssetReportCreateRequest(
+            access_tokens, days_requested, options=options_or_none, extra=extra
+        )
         return self._transport.call(codec.ASSET_REPORT_CREATE, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -105,6 +109,7 @@ class AssetReports(OperationGroup):
         days_to_include: int | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Read a report; called by the lender.
 
@@ -119,6 +124,7 @@ class AssetReports(OperationGroup):
             days_to_include: the number of most recent days to include, 0 to 731.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
@@ -132,6 +138,7 @@ class AssetReports(OperationGroup):
             include_insights=include_insights,
             fast_report=fast_report,
             options=_days_option(days_to_include),
+            extra=extra,
         )
         return self._transport.call(codec.ASSET_REPORT_GET, request, timeout=timeout, retry=retry)
 
@@ -147,6 +154,7 @@ class AssetReports(OperationGroup):
         asset_report_id: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Wait until a report is generated, and read it; called by the lender.
 
@@ -167,6 +175,7 @@ class AssetReports(OperationGroup):
             timeout: seconds for all requests; the default is the client's `Timeouts.total`.
             retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
                 the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             RequestValidationError: an argument is invalid, or `inbox` or `asset_report_id` is missing.
@@ -180,6 +189,7 @@ class AssetReports(OperationGroup):
             include_insights=include_insights,
             fast_report=fast_report,
             options=_days_option(days_to_include),
+            extra=extra,
         )
         return poll_until_ready(
             self._transport,
@@ -198,6 +208,7 @@ class AssetReports(OperationGroup):
         days_to_include: int | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[PdfResponse]:
         """Read a report as a PDF; called by the lender. Plaid charges for each read.
 
@@ -209,13 +220,16 @@ class AssetReports(OperationGroup):
             days_to_include: the number of most recent days to include, 0 to 731.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ReportNotReadyError: the report is still being generated.
             ResponseDecodeError: the response isn't a complete PDF.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
+        request = AssetReportPdfGetRequest(
+            asset_report_token, options=_days_option(days_to_include), extra=extra
+        )
         return self._transport.call(codec.ASSET_REPORT_PDF_GET, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -227,6 +241,7 @@ class AssetReports(OperationGroup):
         days_to_include: int | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[PdfFile]:
         """Save a report as a PDF, written as it arrives; called by the lender.
 
@@ -239,6 +254,7 @@ class AssetReports(OperationGroup):
             days_to_include: the number of most recent days to include, 0 to 731.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ConfigurationError: the path can't name a file.
@@ -248,7 +264,9 @@ class AssetReports(OperationGroup):
             ResponseDecodeError: the response isn't a complete PDF.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = AssetReportPdfGetRequest(asset_report_token, options=_days_option(days_to_include))
+        request = AssetReportPdfGetRequest(
+            asset_report_token, options=_days_option(days_to_include), extra=extra
+        )
         return download_to_file(
             self._transport,
             codec.ASSET_REPORT_PDF_GET,
@@ -269,6 +287,7 @@ class AssetReports(OperationGroup):
         user: AssetReportUser | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportRefreshResponse]:
         """Create a new report with recent data from an existing one; called by the lender.
 
@@ -284,6 +303,7 @@ class AssetReports(OperationGroup):
             user: the person whom the report is about; the default is that of the existing report.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             OutcomeUnknownError: a report may exist whose token is lost.
@@ -292,7 +312,10 @@ class AssetReports(OperationGroup):
         options = AssetReportRefreshOptions(client_report_id=client_report_id, webhook=webhook, user=user)
         options_or_none = None if options == AssetReportRefreshOptions() else options
         request = AssetReportRefreshRequest(
-            asset_report_token, days_requested=days_requested, options=options_or_none
+            asset_report_token,
+            days_requested=days_requested,
+            options=options_or_none,
+            extra=extra,
         )
         return self._transport.call(codec.ASSET_REPORT_REFRESH, request, timeout=timeout, retry=retry)
 
@@ -304,6 +327,7 @@ class AssetReports(OperationGroup):
         *,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportFilterResponse]:
         """Create a copy of a report without some accounts; called by the lender.
 
@@ -314,17 +338,23 @@ class AssetReports(OperationGroup):
             account_ids_to_exclude: at least one `account_id` of that report.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             OutcomeUnknownError: a report may exist whose token is lost.
             PlaidRelayError: no report was created; see the class of the error.
         """
-        request = AssetReportFilterRequest(asset_report_token, account_ids_to_exclude)
+        request = AssetReportFilterRequest(asset_report_token, account_ids_to_exclude, extra=extra)
         return self._transport.call(codec.ASSET_REPORT_FILTER, request, timeout=timeout, retry=retry)
 
     @strip_traceback
     def remove(
-        self, asset_report_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
+        self,
+        asset_report_token: str,
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportRemoveResponse]:
         """Remove a report and its token; called by the lender.
 
@@ -338,11 +368,12 @@ class AssetReports(OperationGroup):
             asset_report_token: the report's token from `create`.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = AssetReportRemoveRequest(asset_report_token)
+        request = AssetReportRemoveRequest(asset_report_token, extra=extra)
         return self._transport.call(codec.ASSET_REPORT_REMOVE, request, timeout=timeout, retry=retry)
 
 

@@ -8,7 +8,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from plaid_relay_async import batch, codec, telemetry
+from plaid_relay_async import batch, codec, telemetry, watching
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.outcomes import Completed, Failed, Unknown, outcome_word
 
@@ -51,16 +51,12 @@ class LateOutcomes:
         outcome = operation.build_outcome(observed.request, result, attempts=attempts, elapsed=elapsed)
         self.report(observed, outcome)
 
-    def is_lost(self, outcome: LateOutcome) -> bool:
-        """Return whether neither a callback nor a journal receives the outcome."""
-        return self._callback is None and not outcome.journalled
-
     def report(self, observed: ObservedCall, outcome: LateOutcome) -> None:
-        """Pass an outcome to the callback, or log it if it would be lost."""
-        # That an outcome is unknown was logged at the end of the call, and there is nothing to receive.
-        if self.is_lost(outcome) and not isinstance(outcome, Unknown):
-            _report_lost(observed, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
+        """Pass an outcome to the callback, or log it if neither a callback nor a journal receives it."""
         if self._callback is None:
+            # That an outcome is unknown was logged at the end of the call, and there is nothing to receive.
+            if not outcome.journalled and not isinstance(outcome, Unknown):
+                _report_lost(observed, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
             return
         try:
             self._callback(outcome)
@@ -69,6 +65,9 @@ class LateOutcomes:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
             _report_lost(observed, outcome, f"on_late_outcome raised {type(error).__name__}")
+            return
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(outcome)
 
 
 def _report_lost(observed: ObservedCall, outcome: LateOutcome, remark: str) -> None:

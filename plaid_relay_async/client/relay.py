@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, codec
+from plaid_relay_async import batch, codec, watching
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
@@ -28,7 +28,7 @@ from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterable, Callable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from typing import Unpack
 
     from plaid_relay_async.batch import (
@@ -73,6 +73,7 @@ class Relay(OperationGroup):
         retry_failed: bool | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[RelayCreateResponse]:
         """Share a report with one partner; called by the lender.
 
@@ -96,6 +97,7 @@ class Relay(OperationGroup):
             timeout: seconds for all attempts of the call, without the wait for another call of the same pair;
                 the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Returns:
             The response; its `relay_token` is for the partner.
@@ -113,7 +115,7 @@ class Relay(OperationGroup):
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
             PlaidRelayError: no token was created; see the class of the error.
         """
-        request = RelayCreateRequest(report_tokens, secondary_client_id, webhook)
+        request = RelayCreateRequest(report_tokens, secondary_client_id, webhook, extra=extra)
         overrides = {"retry_unknown": retry_unknown, "retry_failed": retry_failed}
         if journal is not None:
             return self._recorded_call(
@@ -162,6 +164,7 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayGetRequest],
         *,
         include_insights: bool = False,
+        extra: Mapping[str, Any] | None = None,
         **options: Unpack[BatchOptions[ReadOutcome[AssetReportGetResponse]]],
     ) -> Batch[ReadOutcome[AssetReportGetResponse], ReadResult[AssetReportGetResponse]]:
         """Read many shared reports; called by the partner, with its own credentials.
@@ -177,21 +180,25 @@ class Relay(OperationGroup):
                 `RelayGetRequest`.
             include_insights: whether the reports have categories, merchants and Plaid's insights; applies to
                 tokens, as a request has its own setting.
+            extra: as of `get`; applies to tokens, as a request has its own.
             options: the keyword arguments of `BatchOptions`.
 
         Raises:
             ConfigurationError: an option is invalid, or a callback is async.
-            RequestValidationError: `relay_tokens` is a single string, or `include_insights` isn't a bool.
+            RequestValidationError: `relay_tokens` is a single string, or `include_insights` or `extra` is
+                invalid.
             BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
                 the end of the batch, and has the `result`.
         """
-        to_request = partial(RelayGetRequest, include_insights=include_insights)
+        to_request = partial(RelayGetRequest, include_insights=include_insights, extra=extra)
         return self._many(batch.GET, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def get_pdf_many(
         self,
         relay_tokens: Tokens[RelayPdfGetRequest],
+        *,
+        extra: Mapping[str, Any] | None = None,
         **options: Unpack[BatchOptions[ReadOutcome[PdfResponse]]],
     ) -> Batch[ReadOutcome[PdfResponse], ReadResult[PdfResponse]]:
         """Read many shared reports as PDFs; called by the partner.
@@ -201,12 +208,14 @@ class Relay(OperationGroup):
 
         Args:
             relay_tokens: any iterable or async iterable of relay tokens or of `RelayPdfGetRequest`.
+            extra: as of `get_pdf`; applies to tokens, as a request has its own.
             options: the keyword arguments of `BatchOptions`.
 
         Raises:
             PlaidRelayError: see `get_many`.
         """
-        return self._many(batch.GET_PDF, relay_tokens, RelayPdfGetRequest, options=options)
+        to_request = partial(RelayPdfGetRequest, extra=extra)
+        return self._many(batch.GET_PDF, relay_tokens, to_request, options=options)
 
     @strip_traceback
     def refresh_many(
@@ -214,6 +223,7 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayRefreshRequest],
         *,
         webhook: str | None = None,
+        extra: Mapping[str, Any] | None = None,
         **options: Unpack[BatchOptions[Refreshed | Failed | Unknown]],
     ) -> Batch[Refreshed | Failed | Unknown, BatchResult[Refreshed, Unknown]]:
         """Refresh many shared reports with recent data; called by the partner.
@@ -226,15 +236,16 @@ class Relay(OperationGroup):
                 `RelayRefreshRequest`.
             webhook: an http(s) URL to which Plaid reports that a new report is ready; applies to tokens, as a
                 request has its own URL.
+            extra: as of `refresh`; applies to tokens, as a request has its own.
             options: the keyword arguments of `BatchOptions`.
 
         Raises:
             ConfigurationError: an option is invalid, or a callback is async.
-            RequestValidationError: `relay_tokens` is a single string, or `webhook` is invalid.
+            RequestValidationError: `relay_tokens` is a single string, or `webhook` or `extra` is invalid.
             BatchStoppedError: the input or a callback raised, or a token is invalid. The error is raised at
                 the end of the batch, and has the `result`.
         """
-        to_request = partial(RelayRefreshRequest, webhook=webhook)
+        to_request = partial(RelayRefreshRequest, webhook=webhook, extra=extra)
         return self._many(batch.REFRESH, relay_tokens, to_request, options=options)
 
     @strip_traceback
@@ -243,6 +254,7 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
         journal: JournalProtocol | None = None,
+        extra: Mapping[str, Any] | None = None,
         **options: Unpack[BatchOptions[Removed | Failed | Unknown]],
     ) -> Batch[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]:
         """Revoke many relay tokens; called by the lender.
@@ -255,15 +267,17 @@ class Relay(OperationGroup):
             relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayRemoveRequest`.
             journal: a journal, which records the removal of tokens that it knows: the intent and the outcome.
+            extra: as of `remove`; applies to tokens, as a request has its own.
             options: the keyword arguments of `BatchOptions`.
 
         Raises:
             ConfigurationError: an option is invalid, or a callback is async.
-            RequestValidationError: `relay_tokens` is a single string.
+            RequestValidationError: `relay_tokens` is a single string, or `extra` is invalid.
             BatchStoppedError: the input, the journal or a callback raised, or a token is invalid. The error
                 is raised at the end of the batch, and has the `result`.
         """
-        return self._many(batch.REMOVE, relay_tokens, RelayRemoveRequest, options=options, journal=journal)
+        to_request = partial(RelayRemoveRequest, extra=extra)
+        return self._many(batch.REMOVE, relay_tokens, to_request, options=options, journal=journal)
 
     def _many(
         self,
@@ -346,6 +360,8 @@ class Relay(OperationGroup):
             raise call.sending.error
         if isinstance(call.outcome, Failed | Unknown):
             raise call.outcome.error
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(call.outcome)
         return call.outcome.response
 
     @strip_traceback
@@ -356,6 +372,7 @@ class Relay(OperationGroup):
         include_insights: bool = False,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Read a shared report; called by the partner, with its own credentials.
 
@@ -366,6 +383,7 @@ class Relay(OperationGroup):
             include_insights: whether the report has categories, merchants and Plaid's insights.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ReportNotReadyError: the report is still being generated; see `wait_until_ready`.
@@ -373,7 +391,7 @@ class Relay(OperationGroup):
             ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = RelayGetRequest(relay_token, include_insights=include_insights)
+        request = RelayGetRequest(relay_token, include_insights=include_insights, extra=extra)
         return self._transport.call(codec.RELAY_GET, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -386,6 +404,7 @@ class Relay(OperationGroup):
         asset_report_id: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[AssetReportGetResponse]:
         """Wait until a shared report is generated, and read it; called by the partner.
 
@@ -403,6 +422,7 @@ class Relay(OperationGroup):
             timeout: seconds for all requests; the default is the client's `Timeouts.total`.
             retry: the retry policy, whose `attempts` limits the consecutive failed requests; the default is
                 the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             RequestValidationError: an argument is invalid, or `inbox` or `asset_report_id` is missing.
@@ -411,7 +431,7 @@ class Relay(OperationGroup):
             ResponseDecodeError: the response isn't what Plaid specifies; the error's `body` has the bytes.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = RelayGetRequest(relay_token, include_insights=include_insights)
+        request = RelayGetRequest(relay_token, include_insights=include_insights, extra=extra)
         return poll_until_ready(
             self._transport,
             codec.RELAY_GET,
@@ -423,7 +443,12 @@ class Relay(OperationGroup):
 
     @strip_traceback
     def get_pdf(
-        self, relay_token: str, *, timeout: float | None = None, retry: RetryPolicy | None = None
+        self,
+        relay_token: str,
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[PdfResponse]:
         """Read a shared report as a PDF; called by the partner.
 
@@ -434,13 +459,14 @@ class Relay(OperationGroup):
             relay_token: the relay token from the lender.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ReportNotReadyError: the report is still being generated.
             ResponseDecodeError: the response isn't a complete PDF.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = RelayPdfGetRequest(relay_token)
+        request = RelayPdfGetRequest(relay_token, extra=extra)
         return self._transport.call(codec.RELAY_PDF_GET, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -451,6 +477,7 @@ class Relay(OperationGroup):
         *,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[PdfFile]:
         """Save a shared report as a PDF, written as it arrives; called by the partner.
 
@@ -462,6 +489,7 @@ class Relay(OperationGroup):
             path: the file to create; it must not exist.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             ConfigurationError: the path can't name a file.
@@ -471,7 +499,7 @@ class Relay(OperationGroup):
             ResponseDecodeError: the response isn't a complete PDF.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = RelayPdfGetRequest(relay_token)
+        request = RelayPdfGetRequest(relay_token, extra=extra)
         return download_to_file(
             self._transport,
             codec.RELAY_PDF_GET,
@@ -489,6 +517,7 @@ class Relay(OperationGroup):
         webhook: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[RelayRefreshResponse]:
         """Refresh a shared report with recent data; called by the partner.
 
@@ -501,12 +530,13 @@ class Relay(OperationGroup):
             webhook: an http(s) URL to which Plaid reports that the new report is ready.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             OutcomeUnknownError: a new report may exist.
             PlaidRelayError: no new report was created; see the class of the error.
         """
-        request = RelayRefreshRequest(relay_token, webhook=webhook)
+        request = RelayRefreshRequest(relay_token, webhook=webhook, extra=extra)
         return self._transport.call(codec.RELAY_REFRESH, request, timeout=timeout, retry=retry)
 
     @strip_traceback
@@ -517,6 +547,7 @@ class Relay(OperationGroup):
         journal: JournalProtocol | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[RelayRemoveResponse]:
         """Revoke a relay token; called by the lender.
 
@@ -530,6 +561,7 @@ class Relay(OperationGroup):
                 the token for its pair.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Returns:
             The response, whose `removed` is False if Plaid says that the token wasn't removed. With a
@@ -539,7 +571,7 @@ class Relay(OperationGroup):
             JournalError: the journal can't be read or written; nothing was sent that isn't recorded.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = RelayRemoveRequest(relay_token)
+        request = RelayRemoveRequest(relay_token, extra=extra)
         if journal is not None:
             return self._recorded_call(batch.REMOVE, request, journal, timeout=timeout, retry=retry)
         return self._transport.call(codec.RELAY_REMOVE, request, timeout=timeout, retry=retry)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plaid_relay_async import codec, models
 from plaid_relay_async.client.operations import Call, OperationGroup
 from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from plaid_relay_async.config import RetryPolicy
     from plaid_relay_async.models import (
@@ -33,6 +33,7 @@ class Sandbox(OperationGroup):
         user_id: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[SandboxPublicTokenCreateResponse]:
         """Create a test Item, and return its public token.
 
@@ -47,13 +48,19 @@ class Sandbox(OperationGroup):
             user_id: the ID of the Item's user, for newer users.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             OutcomeUnknownError: an Item may exist whose token is lost.
             PlaidRelayError: the call failed; see the class of the error.
         """
         request = models.SandboxPublicTokenCreateRequest(
-            institution_id, initial_products, options=options, user_token=user_token, user_id=user_id
+            institution_id,
+            initial_products,
+            options=options,
+            user_token=user_token,
+            user_id=user_id,
+            extra=extra,
         )
         return self._transport.call(codec.SANDBOX_PUBLIC_TOKEN_CREATE, request, timeout=timeout, retry=retry)
 
@@ -66,6 +73,7 @@ class Sandbox(OperationGroup):
         webhook_type: str | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Call[SandboxItemFireWebhookResponse]:
         """Make Plaid send a webhook to an Item's webhook URL.
 
@@ -78,6 +86,7 @@ class Sandbox(OperationGroup):
             webhook_type: the type, such as `WebhookType.ASSETS`, for codes that several products have.
             timeout: seconds for all attempts of the call; the default is the client's `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Raises:
             InvalidRequestError: Plaid rejected the request, for example because the Item has no webhook
@@ -85,5 +94,7 @@ class Sandbox(OperationGroup):
             OutcomeUnknownError: the webhook may have been sent.
             PlaidRelayError: the call failed; see the class of the error.
         """
-        request = models.SandboxItemFireWebhookRequest(access_token, webhook_code, webhook_type=webhook_type)
+        request = models.SandboxItemFireWebhookRequest(
+            access_token, webhook_code, webhook_type=webhook_type, extra=extra
+        )
         return self._transport.call(codec.SANDBOX_ITEM_FIRE_WEBHOOK, request, timeout=timeout, retry=retry)

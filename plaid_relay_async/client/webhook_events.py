@@ -12,7 +12,7 @@ from plaid_relay_async.errors import ResponseDecodeError
 from plaid_relay_async.redaction import strip_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterable
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
     from datetime import datetime
 
     from plaid_relay_async.client.operations import Call
@@ -95,6 +95,7 @@ class WebhookEvents(OperationGroup):
         delivery_statuses: Iterable[str] | None = None,
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> SentWebhooks:
         """List the webhooks that Plaid has sent in the last 7 days, delivered or not, oldest first.
 
@@ -115,6 +116,7 @@ class WebhookEvents(OperationGroup):
             timeout: seconds for all attempts of the request of a page; the default is the client's
                 `Timeouts.total`.
             retry: the retry policy; the default is the client's.
+            extra: fields of the body that Plaid has added since this release; see `PlaidRequest`.
 
         Returns:
             The webhooks, which `async for` requests page by page.
@@ -130,6 +132,7 @@ class WebhookEvents(OperationGroup):
             webhook_codes=webhook_codes,
             item_ids=item_ids,
             delivery_statuses=delivery_statuses,
+            extra=extra,
         )
 
         def fetch(request: WebhookEventsListRequest) -> Call[WebhookEventsListResponse]:

@@ -115,21 +115,12 @@ def _tuple_hook(
     return structure_with_path if with_paths else structure
 
 
-def plaid_field_names(cls: type) -> frozenset[str]:
-    """Return the names of a record's fields that are Plaid's, without client-side ones."""
-    return frozenset(
-        a.name
-        for a in fields(cls)
-        if a.name != "additional_properties" and models.CLIENT_SIDE not in a.metadata
-    )
-
-
 def _keeps_unknown(cls: type) -> bool:
     return any(a.name == "additional_properties" for a in fields(cls))
 
 
 def _record_hook(cls: Any, converter: cattrs.Converter, *, with_paths: bool) -> Callable[[Any, Any], Any]:
-    field_names = plaid_field_names(cls)
+    field_names = models.plaid_field_names(cls)
     keeps_unknown = _keeps_unknown(cls)
     target = cls if with_paths else _mutable_twin(cls)
     omitted = {a.name: override(omit=True) for a in fields(cls) if a.name not in field_names}
@@ -159,9 +150,8 @@ def _record_hook(cls: Any, converter: cattrs.Converter, *, with_paths: bool) -> 
 
 def _record_hook_with_paths(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     resolve_types(cls)
-    hooks = [
-        (a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in plaid_field_names(cls)
-    ]
+    names = models.plaid_field_names(cls)
+    hooks = [(a, converter.get_structure_hook(a.type)) for a in fields(cls) if a.name in names]
 
     def structure(value: Any, _: Any) -> Any:
         arguments = {}
@@ -244,7 +234,7 @@ def _omitted_if_default(attribute: Attribute[Any]) -> bool:
 
 
 def _unstructure_record_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any], dict[str, Any]]:
-    field_names = plaid_field_names(cls)
+    field_names = models.plaid_field_names(cls)
     # A field whose default is None or False is omitted while it has that value, unless Plaid always sends it.
     overrides = {
         a.name: override(omit=True) if a.name not in field_names else override(omit_if_default=True)
@@ -412,19 +402,31 @@ _json_encoder: Final = json.JSONEncoder(
 )
 
 
+def _add_fields(plain: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    """Add fields to a body, and to the objects in it; none of them replaces another one."""
+    for name, value in extra.items():
+        if isinstance(plain.get(name), dict):
+            _add_fields(plain[name], value)
+        else:
+            plain[name] = value
+
+
 @strip_traceback
-def encode_request(record: object, extra_fields: Hidden[dict[str, str]]) -> bytes:
+def encode_request(request: models.PlaidRequest, credentials: Hidden[dict[str, str]]) -> bytes:
     """Encode a request record as the body of an HTTP request.
 
     Args:
-        record: the request.
-        extra_fields: fields to add, such as credentials.
+        request: the request.
+        credentials: fields with credentials to add, if they are sent in the body.
 
     Raises:
         RequestValidationError: a field has a value that JSON can't represent.
     """
     try:
-        plain = {**_converter.unstructure(record), **extra_fields.reveal()}
+        plain = _converter.unstructure(request)
+        if request.extra is not None:
+            _add_fields(plain, request.extra)
+        plain.update(credentials.reveal())
         try:
             # Most requests contain no Decimal, so the fast encoder is tried first.
             return _json_encoder.encode(plain).encode()

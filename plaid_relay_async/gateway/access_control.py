@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import HttpVersion11
 from attrs import frozen
 
+from plaid_relay_async import models
 from plaid_relay_async.codec import ENDPOINTS, RELAY_CREATE, Endpoint, unique_members
-from plaid_relay_async.codec.records import plaid_field_names
 from plaid_relay_async.gateway import error_responses
 from plaid_relay_async.gateway.error_responses import GatewayError
 from plaid_relay_async.gateway.keys import find_key
@@ -38,7 +38,7 @@ def _fold_name(name: str) -> str:
 
 
 _PLAID_MEMBERS: Final = frozenset({"client_id", "secret"}).union(
-    *(plaid_field_names(endpoint.request_type) for endpoint in ENDPOINTS)
+    *(models.plaid_field_names(endpoint.request_type) for endpoint in ENDPOINTS)
 )
 _FOLDED_MEMBERS: Final = frozenset(map(_fold_name, _PLAID_MEMBERS))
 _BY_PATH: Final = {endpoint.path: endpoint for endpoint in ENDPOINTS}

@@ -104,6 +104,8 @@ def _fields_of(
     A field that is a record is replaced by that record's fields if one of them is offered.
     """
     for attribute in fields(record):
+        if models.CLIENT_SIDE in attribute.metadata:
+            continue
         # The validator of an optional field is inside one of attrs.
         name, check = prefix + attribute.name, getattr(attribute.validator, "validator", attribute.validator)
         if any(each.startswith(f"{name}.") for each in offered):

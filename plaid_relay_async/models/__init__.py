@@ -33,7 +33,7 @@ from plaid_relay_async.models.asset_report import (
     PdfFile,
     PdfResponse,
 )
-from plaid_relay_async.models.fields import ALWAYS_SENT, CLIENT_SIDE, secrets_in
+from plaid_relay_async.models.fields import ALWAYS_SENT, CLIENT_SIDE, plaid_field_names, secrets_in
 from plaid_relay_async.models.relay import (
     RelayCreateRequest,
     RelayCreateResponse,
@@ -45,6 +45,7 @@ from plaid_relay_async.models.relay import (
     RelayRemoveResponse,
     RemoveResponse,
 )
+from plaid_relay_async.models.request import PlaidRequest
 
 if TYPE_CHECKING:
     from plaid_relay_async.models.insights import (
@@ -236,6 +237,7 @@ __all__ = [
     "PendingExpirationWebhook",
     "PhoneNumber",
     "PhoneNumberType",
+    "PlaidRequest",
     "Product",
     "RelayCreateRequest",
     "RelayCreateResponse",
@@ -275,6 +277,7 @@ __all__ = [
     "WebhookVerificationKeyGetRequest",
     "WebhookVerificationKeyGetResponse",
     "is_record",
+    "plaid_field_names",
     "secrets_in",
 ]
 

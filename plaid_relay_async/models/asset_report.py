@@ -26,6 +26,7 @@ from plaid_relay_async.models.fields import (
     unknown_fields,
 )
 from plaid_relay_async.models.relay import RemoveResponse
+from plaid_relay_async.models.request import PlaidRequest
 from plaid_relay_async.redaction import strip_init_traceback
 
 _is_report_days = IsWholeNumber(0, 731)
@@ -73,21 +74,9 @@ def _is_user(_: object, attribute: Attribute[Any], value: object) -> None:
             if content is not None:
                 check_text(name, content)
         elif isinstance(content, dict):
-            _check_nested_json(name, content)
+            check_json_value(name, content)
         else:
             raise invalid(name, f"must be a dict, not {type(content).__name__}")
-
-
-def _check_nested_json(name: str, value: object) -> None:
-    # Raised outside of the except block: the frames of the RecursionError hold parts of the value, and as
-    # its context they would be shown in a traceback.
-    too_deep = False
-    try:
-        check_json_value(name, value)
-    except RecursionError:
-        too_deep = True
-    if too_deep:
-        raise invalid(name, "is nested too deeply")
 
 
 @strip_init_traceback
@@ -120,7 +109,7 @@ class AssetReportCreateOptions:
 
 @strip_init_traceback
 @frozen
-class AssetReportCreateRequest:
+class AssetReportCreateRequest(PlaidRequest):
     """A request to create a report of 1 to 99 Items, over 0 to 731 days."""
 
     access_tokens: tuple[str, ...] = field(
@@ -148,7 +137,7 @@ class AssetReportRefreshOptions:
 
 @strip_init_traceback
 @frozen
-class AssetReportRefreshRequest:
+class AssetReportRefreshRequest(PlaidRequest):
     """A request to refresh a report of your own; the result is a new report."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
@@ -158,7 +147,7 @@ class AssetReportRefreshRequest:
 
 @strip_init_traceback
 @frozen
-class AssetReportFilterRequest:
+class AssetReportFilterRequest(PlaidRequest):
     """A request to copy a report of your own without some of its accounts; the result is a new report."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
@@ -175,7 +164,7 @@ class DaysToInclude:
 
 @strip_init_traceback
 @frozen
-class AssetReportGetRequest:
+class AssetReportGetRequest(PlaidRequest):
     """A request to read a report of your own, by its token, or a user's latest report by the user's token."""
 
     asset_report_token: str | None = field(
@@ -193,7 +182,7 @@ class AssetReportGetRequest:
 
 @strip_init_traceback
 @frozen
-class AssetReportPdfGetRequest:
+class AssetReportPdfGetRequest(PlaidRequest):
     """A request to read a report of your own, as a PDF."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)
@@ -202,7 +191,7 @@ class AssetReportPdfGetRequest:
 
 @strip_init_traceback
 @frozen
-class AssetReportRemoveRequest:
+class AssetReportRemoveRequest(PlaidRequest):
     """A request to revoke a report's token."""
 
     asset_report_token: str = field(validator=is_identifier, repr=False)

@@ -11,7 +11,7 @@ texts and characters below from `gateway/forms`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
@@ -22,6 +22,7 @@ from attrs import Attribute, field, fields, frozen, has, validators
 
 from plaid_relay_async.display import escape_surrogates
 from plaid_relay_async.errors import RequestValidationError
+from plaid_relay_async.redaction import redact_identifier
 
 Validator: TypeAlias = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -251,25 +252,42 @@ class HasType:
             raise invalid(attribute.name, f"must be of type {self.cls.__name__}, not {type(value).__name__}")
 
 
-def check_json_value(name: str, value: object) -> None:
+_MAX_NESTING: Final = 100
+_MAX_INTEGER_BITS: Final = 2_000  # Python writes no integers of thousands of digits
+
+
+def check_json_value(name: str, value: object, place: str = "", nesting: int = 0) -> None:
     """Check that JSON can represent the value; a Decimal counts as a number.
 
+    Args:
+        name: the field's name, for the error.
+        value: the field's value, or a part of it.
+        place: the place of that part in the field, such as `.lines[0]`.
+        nesting: the number of lists and objects that contain the part.
+
     Raises:
-        RequestValidationError: a key or a value is invalid.
-        RecursionError: the value is nested too deeply.
+        RequestValidationError: a name or a value is invalid.
     """
-    if isinstance(value, Mapping):
+    if nesting > _MAX_NESTING:
+        raise invalid(name, "is nested too deeply")
+    if isinstance(value, dict):
         for key, inner in value.items():
-            check_text(f"a name in {name}", key)
-            check_json_value(f"{name}.{key}", inner)
+            check_text(f"a name in {name}{place}", key)
+            check_json_value(name, inner, f"{place}.{redact_identifier(key)}", nesting + 1)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            check_json_value(f"{name}[{index}]", inner)
-    elif isinstance(value, float | Decimal):
-        if not Decimal(value).is_finite():
-            raise invalid(name, "must be a finite number")
-    elif not isinstance(value, str | int | None):
-        raise invalid(name, f"must be a JSON value, not {type(value).__name__}")
+            check_json_value(name, inner, f"{place}[{index}]", nesting + 1)
+    elif (problem := _scalar_problem(value)) is not None:
+        raise invalid(f"{name}{place}", problem)
+
+
+def _scalar_problem(value: object) -> str | None:
+    """Return why a value that is neither a list nor an object isn't JSON, or `None` if it is."""
+    if isinstance(value, float | Decimal):
+        return None if Decimal(value).is_finite() else "must be a finite number"
+    if isinstance(value, int):
+        return None if value.bit_length() <= _MAX_INTEGER_BITS else "is too large a number"
+    return None if isinstance(value, str | None) else f"must be a JSON value, not {type(value).__name__}"
 
 
 def is_report_type(_: object, attribute: Attribute[str], value: object) -> None:
@@ -294,13 +312,24 @@ def report_type_field() -> Any:
 
 
 def secrets_in(record: Any) -> Iterator[str]:
-    """Yield the strings of a request that must not be shown: the values of its fields with `repr=False`."""
+    """Yield the texts and numbers of a request that must not be shown: in its fields with `repr=False`."""
     for attribute in fields(type(record)):
         value = getattr(record, attribute.name)
         if has(type(value)):
             yield from secrets_in(value)
-        elif not attribute.repr and isinstance(value, str | tuple):
-            yield from (value,) if isinstance(value, str) else value
+        elif not attribute.repr:
+            yield from _texts_in(value)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield the texts and numbers in a string, a tuple or a JSON value, without the names in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(inner)
+    elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        yield str(value)
 
 
 # ----------------------------------------------------------------------------------- fields of responses
@@ -318,6 +347,13 @@ def unknown_fields() -> Any:
     """Declare the field of a response that keeps the fields that this package doesn't know."""
     # A dict can't be hashed, and the records are hashable.
     return field(factory=dict, repr=False, kw_only=True, hash=False)
+
+
+def plaid_field_names(cls: type) -> frozenset[str]:
+    """Return the names of a record's fields that are Plaid's, without client-side ones."""
+    return frozenset(
+        a.name for a in fields(cls) if a.name != "additional_properties" and CLIENT_SIDE not in a.metadata
+    )
 
 
 CLIENT_SIDE = "client side"

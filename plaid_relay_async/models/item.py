@@ -21,6 +21,7 @@ from plaid_relay_async.models.fields import (
     optional_field,
     unknown_fields,
 )
+from plaid_relay_async.models.request import PlaidRequest
 from plaid_relay_async.redaction import strip_init_traceback
 
 # ---------------------------------------------------------------------------------------------- items
@@ -28,7 +29,7 @@ from plaid_relay_async.redaction import strip_init_traceback
 
 @strip_init_traceback
 @frozen
-class ItemPublicTokenExchangeRequest:
+class ItemPublicTokenExchangeRequest(PlaidRequest):
     """A request to exchange a public token for an access token."""
 
     public_token: str = field(validator=is_identifier, repr=False)
@@ -46,7 +47,7 @@ class ItemPublicTokenExchangeResponse:
 
 @strip_init_traceback
 @frozen
-class ItemRemoveRequest:
+class ItemRemoveRequest(PlaidRequest):
     """A request to remove an Item and invalidate its access token.
 
     Attributes:
@@ -159,7 +160,7 @@ class SandboxPublicTokenCreateOptions:
 
 @strip_init_traceback
 @frozen
-class SandboxPublicTokenCreateRequest:
+class SandboxPublicTokenCreateRequest(PlaidRequest):
     """A request to create a test Item in the sandbox, without Link."""
 
     institution_id: str = field(validator=is_identifier)
@@ -180,7 +181,7 @@ class SandboxPublicTokenCreateResponse:
 
 @strip_init_traceback
 @frozen
-class SandboxItemFireWebhookRequest:
+class SandboxItemFireWebhookRequest(PlaidRequest):
     """A request that the sandbox fire a webhook to the URL that an Item was created with.
 
     Attributes:
@@ -208,7 +209,7 @@ class SandboxItemFireWebhookResponse:
 
 @strip_init_traceback
 @frozen
-class WebhookVerificationKeyGetRequest:
+class WebhookVerificationKeyGetRequest(PlaidRequest):
     """A request for the public key of a webhook's signature, named by the `kid` in its JWT header."""
 
     key_id: str = field(validator=is_identifier)

@@ -21,17 +21,18 @@ from plaid_relay_async.models.fields import (
     report_type_field,
     unknown_fields,
 )
+from plaid_relay_async.models.request import PlaidRequest
 from plaid_relay_async.redaction import strip_init_traceback, strip_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from plaid_relay_async.errors import RequestValidationError
 
 
 @strip_init_traceback
 @frozen
-class RelayCreateRequest:
+class RelayCreateRequest(PlaidRequest):
     """A request to share a report with one partner.
 
     See https://plaid.com/docs/api/products/assets/#creditrelaycreate.
@@ -54,7 +55,12 @@ class RelayCreateRequest:
     @classmethod
     @strip_traceback
     def fan_out(
-        cls, report_tokens: Iterable[str], secondary_client_ids: Iterable[str], *, webhook: str | None = None
+        cls,
+        report_tokens: Iterable[str],
+        secondary_client_ids: Iterable[str],
+        *,
+        webhook: str | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Iterator[RelayCreateRequest]:
         """Yield one request for each partner, lazily: a partner is read when its request is needed.
 
@@ -62,17 +68,18 @@ class RelayCreateRequest:
             report_tokens: the report to share, as a list of one token.
             secondary_client_ids: the partners' client IDs at Plaid.
             webhook: an http(s) URL, used for every request; see the attribute.
+            extra: further fields of the body, used for every request; see `PlaidRequest`.
 
         Raises:
-            RequestValidationError: the tokens or the webhook are invalid, or `secondary_client_ids` is a
-                single string. An invalid partner raises it when the iterator reaches it; the field is then
-                `secondary_client_ids[n]`, counted from 0.
+            RequestValidationError: the tokens, the webhook or `extra` are invalid, or `secondary_client_ids`
+                is a single string. An invalid partner raises it when the iterator reaches it; the field is
+                then `secondary_client_ids[n]`, counted from 0.
         """
         if isinstance(secondary_client_ids, str):
             raise invalid(
                 "secondary_client_ids", "must be an iterable of strings, not one string: wrap it in a list"
             )
-        template = cls(report_tokens, "checked-when-read", webhook)
+        template = cls(report_tokens, "checked-when-read", webhook, extra=extra)
         shared_values = {a.name: getattr(template, a.name) for a in fields(cls)}
 
         @strip_traceback
@@ -107,7 +114,7 @@ def needs_journal_error() -> RequestValidationError:
 
 @strip_init_traceback
 @frozen
-class RelayGetRequest:
+class RelayGetRequest(PlaidRequest):
     """A request to read a report that was shared with you.
 
     Attributes:
@@ -126,7 +133,7 @@ class RelayGetRequest:
 
 @strip_init_traceback
 @frozen
-class RelayPdfGetRequest:
+class RelayPdfGetRequest(PlaidRequest):
     """A request to read a report that was shared with you, as a PDF; see `RelayGetRequest`."""
 
     relay_token: str = field(validator=is_identifier, repr=False)
@@ -135,7 +142,7 @@ class RelayPdfGetRequest:
 
 @strip_init_traceback
 @frozen
-class RelayRefreshRequest:
+class RelayRefreshRequest(PlaidRequest):
     """A request to refresh a report that was shared with you.
 
     Attributes:
@@ -154,7 +161,7 @@ class RelayRefreshRequest:
 
 @strip_init_traceback
 @frozen
-class RelayRemoveRequest:
+class RelayRemoveRequest(PlaidRequest):
     """A request to revoke a relay token."""
 
     relay_token: str = field(validator=is_identifier, repr=False)

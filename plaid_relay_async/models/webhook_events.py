@@ -22,12 +22,13 @@ from plaid_relay_async.models.fields import (
     optional_field,
     unknown_fields,
 )
+from plaid_relay_async.models.request import PlaidRequest
 from plaid_relay_async.redaction import strip_init_traceback
 
 
 @strip_init_traceback
 @frozen(kw_only=True)
-class WebhookEventsListRequest:
+class WebhookEventsListRequest(PlaidRequest):
     """A request for a page of the list of sent webhooks, oldest first.
 
     A webhook is listed if it matches one of the values of each filter that isn't `None`.

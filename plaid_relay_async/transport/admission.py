@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,6 +30,7 @@ from plaid_relay_async.transport.statistics import Counters
 from plaid_relay_async.transport.throttle import Throttle, Ticket
 
 if TYPE_CHECKING:
+    from plaid_relay_async.config import CredentialsSource
     from plaid_relay_async.transport.authentication import Authentication
 
 R = TypeVar("R")
@@ -126,6 +128,7 @@ class Admission:
     Attributes:
         throttles: the throttle of each operation, by path.
         wait_scopes: the waits that end when the client is closed; see `while_open`.
+        family: this object and those of other credentials with the same connection pool, while they are used.
     """
 
     session: SessionManager
@@ -134,6 +137,19 @@ class Admission:
     counters: Counters
     throttles: defaultdict[str, Throttle] = field(factory=lambda: defaultdict(Throttle))
     wait_scopes: set[asyncio.Timeout] = field(factory=set, init=False)
+    family: weakref.WeakSet[Admission] = field(factory=weakref.WeakSet, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        self.family.add(self)
+
+    def with_credentials(self, credentials: CredentialsSource, rate_limiter: RateLimiter | None) -> Admission:
+        """Return the admission of other credentials: it has the same connection slots, and no other state.
+
+        Raises:
+            ConfigurationError: they aren't credentials, or a gateway adds the credentials.
+        """
+        authenticator = self.authenticator.with_credentials(credentials)
+        return Admission(self.session, authenticator, rate_limiter, self.counters, family=self.family)
 
     @contextlib.asynccontextmanager
     async def while_open(self) -> AsyncIterator[asyncio.Timeout]:
@@ -158,12 +174,13 @@ class Admission:
             raise ClientClosedError("this client was closed while the call waited") from None
 
     def end_waits(self) -> None:
-        """End all waits, because the client is closed."""
-        scopes, self.wait_scopes = self.wait_scopes, set()
-        for scope in scopes:
-            scope.reschedule(0.0)
-        for throttle in self.throttles.values():
-            throttle.queue.wake_head()
+        """End all waits for the connection pool, whatever their credentials, because the client is closed."""
+        for admission in tuple(self.family):
+            scopes, admission.wait_scopes = admission.wait_scopes, set()
+            for scope in scopes:
+                scope.reschedule(0.0)
+            for throttle in admission.throttles.values():
+                throttle.queue.wake_head()
 
     async def admit(self, call: CallState[Any]) -> Authentication:
         """Wait until an attempt may start, and return its credentials.

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, field
 
-from plaid_relay_async.config import Credentials, GatewayKey, Identity
+from plaid_relay_async.config import Credentials, GatewayKey, Identity, resolve_identity
 from plaid_relay_async.errors import ConfigurationError, NotSentError, is_ordinary_error
 from plaid_relay_async.redaction import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from plaid_relay_async.config import CredentialsSource
 
 
 @define(eq=False, repr=False)
@@ -68,6 +70,16 @@ class Authenticator:
         if isinstance(self.identity, GatewayKey):
             return frozenset({"Authorization"})
         return frozenset({"PLAID-CLIENT-ID", "PLAID-SECRET"} if self.credentials_in == "headers" else ())
+
+    def with_credentials(self, credentials: CredentialsSource) -> Authenticator:
+        """Return an authenticator that adds other credentials in the same way.
+
+        Raises:
+            ConfigurationError: they aren't credentials, or a gateway adds the credentials.
+        """
+        if isinstance(self.identity, GatewayKey):
+            raise ConfigurationError("this client has a gateway_key: the gateway adds the credentials")
+        return Authenticator(resolve_identity(credentials, None), self.credentials_in)
 
     async def authenticate(self, deadline: float) -> Authentication:
         """Return the credentials for one attempt, from the source if there is one.

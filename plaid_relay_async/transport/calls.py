@@ -7,6 +7,7 @@ attempt follows.
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 from functools import partial
@@ -16,11 +17,11 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from plaid_relay_async import codec, telemetry
+from plaid_relay_async import codec, telemetry, watching
 from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
-from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, RetryPolicy, check_count, check_type
+from plaid_relay_async.config import PLAID_VERSION, RetryPolicy, Timeouts, check_count, check_type
 from plaid_relay_async.deadlines import Deadline
 from plaid_relay_async.errors import ConfigurationError, NotSentError, PlaidRelayError, ReadTimeoutError
 from plaid_relay_async.hosts import normalize_host
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from plaid_relay_async.cancellation import DrainTracker
-    from plaid_relay_async.config import Timeouts
+    from plaid_relay_async.config import CredentialsSource
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.telemetry import Observer
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
@@ -45,7 +46,6 @@ R = TypeVar("R")
 # A report of at least this size is decoded in a thread: one megabyte would block the event loop for 20 ms.
 _LARGE_BODY_BYTES = 256 * 1024
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
-_COMMON_HEADERS = {"Plaid-Version": PLAID_VERSION, "User-Agent": USER_AGENT}
 
 
 class Transport:
@@ -73,24 +73,60 @@ class Transport:
         observer: Observer,
         on_late_outcome: Callable[..., object],
         on_retry: OnRetry | None = None,
+        user_agent: str,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         check_count("max_response_bytes", max_response_bytes)
         _check_callables(on_retry, rate_limiter)
         self._session = session
         self._base_url = base_url
-        self._timeouts = timeouts
-        self._retry = retry
         self.drains: Final = drains
         self.observer: Final = observer
         self._on_late_outcome = on_late_outcome
+        self._common_headers = {"Plaid-Version": PLAID_VERSION, "User-Agent": user_agent}
         self._max_response_bytes = max_response_bytes
         self._counters = Counters()
-        self._admission = Admission(session, authenticator, rate_limiter, self._counters)
-        self.throttles: Final = self._admission.throttles
-        self._retries = Retries(self._admission, on_retry)
+        self._on_retry = on_retry
+        self._use(timeouts, retry, Admission(session, authenticator, rate_limiter, self._counters))
         if observer.otel is not None:
             observer.otel.get_rates = self._rates
+
+    def _use(self, timeouts: Timeouts, retry: RetryPolicy, admission: Admission) -> None:
+        self._timeouts = timeouts
+        self._retry = retry
+        self._admission = admission
+        self.throttles = admission.throttles
+        self._retries = Retries(admission, self._on_retry)
+
+    def with_options(
+        self,
+        timeouts: Timeouts | None,
+        retry: RetryPolicy | None,
+        credentials: CredentialsSource | None,
+        rate_limiter: RateLimiter | None,
+    ) -> Transport:
+        """Return a transport with the same connection pool and counters; `None` leaves a setting as it is.
+
+        With other credentials, neither throttles nor the rate limiter are shared.
+
+        Raises:
+            ConfigurationError: a setting is invalid, there is a rate limiter without credentials, or a
+                gateway adds the credentials.
+        """
+        if timeouts is not None:
+            check_type("timeouts", timeouts, Timeouts)
+        if retry is not None:
+            check_type("retry", retry, RetryPolicy)
+        _check_callables(None, rate_limiter)
+        if credentials is not None:
+            admission = self._admission.with_credentials(credentials, rate_limiter)
+        elif rate_limiter is None:
+            admission = self._admission
+        else:
+            raise ConfigurationError("rate_limiter= needs credentials=: it is a limit of other credentials")
+        transport = copy.copy(self)
+        transport._use(timeouts or self._timeouts, retry or self._retry, admission)  # noqa: SLF001  # of this class
+        return transport
 
     async def call(
         self,
@@ -323,7 +359,7 @@ class Transport:
     ) -> Any:
         return self._session.exchange.prepare(
             self._base_url + endpoint.path,
-            {**_COMMON_HEADERS, **authentication.headers, **endpoint.headers, **trace_headers},
+            {**self._common_headers, **authentication.headers, **endpoint.headers, **trace_headers},
         )
 
     async def _send_attempt(self, call: CallState[Any], authentication: Authentication) -> RawResponse:
@@ -440,6 +476,8 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
         # No code expects such an error, so an attempt may have been executed.
         outcome = "unknown" if call.attempts and not call.is_safe else "failed"
     call.observed.ended(outcome, result, call.attempts, started)
+    if (watcher := watching.watcher) is not None and call.cancellation is None:
+        watcher.add_received(result)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from simulator_http import post
 
 from plaid_relay_async.cli import app, main
+from plaid_relay_async.config import USER_AGENT, __version__
 from plaid_relay_async.simulator import Fault
 
 REPORT = "assets-sandbox-1111"
@@ -58,6 +59,7 @@ def test_create(plaid, run, tmp_path):
     result = run("create", "--report-token", REPORT, "--partner", "ann", "--webhook", "https://x.example/")
     assert (result.status, result.err) == (0, "")
     assert result.lines[0]["relay_token"] == plaid.ledger[0]["relay_token"]
+    assert plaid.requests[0].headers["user-agent"] == f"{USER_AGENT} plaid-relay/{__version__}"
     out = tmp_path / "out.csv"
     assert run("create", "--report-token", REPORT, "--partner", "bob", "--output", out).status == 0
     assert plaid.ledger[1]["relay_token"] in out.read_text()

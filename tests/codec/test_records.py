@@ -16,7 +16,7 @@ from attrs.exceptions import FrozenInstanceError
 from codec_support import CREATE, GET, REPORT, REPORT_TOKEN, get, spoil
 
 from plaid_relay_async import codec, models
-from plaid_relay_async.codec.records import _JSON_TYPE_NAMES, _json_type_name, plaid_field_names
+from plaid_relay_async.codec.records import _JSON_TYPE_NAMES, _json_type_name
 from plaid_relay_async.errors import ResponseDecodeError
 from plaid_relay_async.redaction import Hidden
 
@@ -183,7 +183,7 @@ def test_every_field_type_has_a_json_name():
         if not models.is_record(cls):
             continue
         resolve_types(cls)
-        for name in plaid_field_names(cls) - {"content", "path", "raw"}:
+        for name in models.plaid_field_names(cls) - {"content", "path", "raw"}:
             name_in_json = _json_type_name(fields_dict(cls)[name].type)
             assert name_in_json.removesuffix(" or null") in {
                 *_JSON_TYPE_NAMES.values(),

@@ -11,6 +11,7 @@ from processes import wait_until_async
 from support import OWNER, PARTNER, QUICK
 
 from plaid_relay_async import Created, Credentials, PlaidRelayError, RelayClient, RelayCreateRequest
+from plaid_relay_async.config import USER_AGENT
 from plaid_relay_async.errors import AuthenticationError, InvalidRequestError
 from plaid_relay_async.gateway import ALL_OPERATIONS, Gateway, Key, new_key
 from plaid_relay_async.limits import RateLimit
@@ -51,7 +52,12 @@ async def relay_clients(
         async with contextlib.AsyncExitStack() as stack:
             owner, partner = [
                 await stack.enter_async_context(
-                    RelayClient(**PLACES[place](created[who][1]), base_url=gateway.url, retry=QUICK)
+                    RelayClient(
+                        **PLACES[place](created[who][1]),
+                        base_url=gateway.url,
+                        retry=QUICK,
+                        application=(who, "1.0"),
+                    )
                 )
                 for who in CLIENTS
             ]
@@ -76,6 +82,7 @@ async def test_relay_with_gateway_keys_only(plaid, place):
         assert refreshed.asset_report_id != shared.report.asset_report_id
         assert (await owner.relay.remove(created.relay_token)).removed
     assert plaid.ledger[0]["removed"]
+    assert plaid.requests[0].headers["user-agent"] == f"{USER_AGENT} owner/1.0"
     secrets = {each.headers["plaid-secret"] for each in plaid.requests}
     assert secrets == {OWNER.secret, PARTNER.secret}
 

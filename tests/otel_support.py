@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from canaries import assert_no_canary
+from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -15,6 +17,8 @@ from support import OWNER, QUICK
 from plaid_relay_async import RelayClient, Telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from opentelemetry.sdk.metrics.export import Metric
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -84,6 +88,20 @@ class Recording:
         """Return the number of measurements of a histogram by the values of their attributes."""
         return {values: point.count for values, point in self.points(name).items()}
 
+    def assert_traced(self, operation: str, *, outcome: str, attempts: int, partner: str | None) -> None:
+        """Check that one call of an operation, of a partner if it is a creation, ended as it says."""
+        (call,) = (
+            span
+            for span in self.spans
+            if attributes_of(span, "operation", "partner") == [operation, partner]
+            and span.name.startswith("plaid.")
+        )
+        assert attributes_of(call, "outcome", "attempts") == [outcome, attempts]
+        sent = self.attempts_of(call)
+        assert [attributes_of(span, "http.request.resend_count") for span in sent] == [
+            [number or None] for number in range(attempts)
+        ]
+
     def assert_clean(self) -> None:
         """Check that neither spans nor metrics contain a canary."""
         assert_no_canary("".join(span.to_json() for span in self.spans))
@@ -95,3 +113,19 @@ def attributes_of(span: ReadableSpan, *names: str) -> list[Any]:
     """Return attributes of a span; the name of one of the package's own is without `plaid.`."""
     values = dict(span.attributes)
     return [values.get(name, values.get(f"plaid.{name}")) for name in names]
+
+
+@contextlib.contextmanager
+def instrumented_aiohttp(recording: Recording) -> Iterator[None]:
+    """Trace all sessions of aiohttp, with all headers as attributes."""
+    instrumentor = AioHttpClientInstrumentor()
+    instrumentor.instrument(
+        tracer_provider=recording.tracer_provider,
+        meter_provider=recording.meter_provider,
+        captured_request_headers=[".*"],
+        captured_response_headers=[".*"],
+    )
+    try:
+        yield
+    finally:
+        instrumentor.uninstrument()

@@ -19,6 +19,7 @@ from canaries import REPORT_TOKEN, SECRET, assert_error_is_clean, assert_no_cana
 from fault_proxy import PASS, FaultProxy
 from log_support import assert_documented, records_of
 from matrix import PAGE, SECTIONS, FaultRow, page_with_tables
+from otel_support import Recording, instrumented_aiohttp
 from support import CREATE, GET, PDF, QUICK, REFRESH, REMOVE, sampled
 
 from plaid_relay_async import (
@@ -227,9 +228,12 @@ def assert_invariants(row: FaultRow, operation: str, observed: Observation) -> N
 @pytest.mark.parametrize("name", sampled(ROWS, step=5))
 async def test_each_cell_is_as_written(clean_logs, name):
     """The outcome, the requests and the executions are as written, and no secret shows."""
-    row = ROWS[name]
+    row, recording = ROWS[name], Recording()
     observations = await asyncio.gather(
-        *(call_with_faults(row, OPERATIONS[operation]) for operation in OPERATIONS)
+        *(
+            call_with_faults(row, OPERATIONS[operation], telemetry=recording.telemetry())
+            for operation in OPERATIONS
+        )
     )
     cells = {
         operation: observed_cell(observed, operation)
@@ -240,7 +244,10 @@ async def test_each_cell_is_as_written(clean_logs, name):
         assert_invariants(row, operation, observed)
         assert_delay_and_redaction(row, observed)
         assert_log_agrees(row, clean_logs.records, operation, observed)
+        assert_trace_agrees(recording, clean_logs.records, operation)
     assert_documented(clean_logs.records)
+    recording.assert_clean()
+    recording.close()
 
 
 QUICK_ROWS = {
@@ -252,16 +259,25 @@ QUICK_ROWS = {
 
 @pytest.mark.parametrize("row", QUICK_ROWS.values(), ids=QUICK_ROWS)
 async def test_each_cell_is_the_same_with_an_aiohttp_session(row):
-    """The result of a fault doesn't depend on how the request is sent, and no secret shows."""
-    observed = {
-        operation: await call_with_faults(row, OPERATIONS[operation], direct=False)
-        for operation in ("create", "get")
-    }
+    """The result of a fault doesn't depend on how the request is sent, and no secret shows.
+
+    aiohttp's instrumentation, with all headers as attributes, adds no span and no metric.
+    """
+    recording = Recording()
+    settings = {"direct": False, "telemetry": recording.telemetry()}
+    with instrumented_aiohttp(recording):
+        observed = {
+            operation: await call_with_faults(row, OPERATIONS[operation], **settings)
+            for operation in ("create", "get")
+        }
     assert {operation: observed_cell(observed[operation], operation) for operation in observed} == {
         operation: getattr(row, operation) for operation in observed
     }
     for each in observed.values():
         assert_delay_and_redaction(row, each)
+    assert {span.instrumentation_scope.name for span in recording.spans} == {"plaid_relay_async"}
+    recording.assert_clean()
+    recording.close()
 
 
 PATHS = {"create": CREATE, "get": GET, "get_pdf": PDF, "refresh": REFRESH, "remove": REMOVE}
@@ -285,6 +301,14 @@ def assert_log_agrees(
     )
     done = "succeeded" if word in {"done", "inferred"} else "failed"
     assert end["outcome"] == ("unknown" if is_unknown else done)
+
+
+def assert_trace_agrees(recording: Recording, records: list[logging.LogRecord], operation: str) -> None:
+    """The spans have each attempt of the call, and say the same as the log about how it ended."""
+    partner = "another" if operation == "create" else None
+    *_, end = records_of(records, operation=PATHS[operation], **({"partner": partner} if partner else {}))
+    outcome, attempts = end["outcome"], end["attempts"]
+    recording.assert_traced(PATHS[operation], outcome=outcome, attempts=attempts, partner=partner)
 
 
 def assert_delay_and_redaction(row: FaultRow, observed: Observation) -> None:

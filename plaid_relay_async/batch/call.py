@@ -206,14 +206,18 @@ class TrackedCall(Generic[OutcomeT]):
             if outcome is not None:
                 self.outcome = evolve(outcome, journalled=recorder.journalled)
 
-    def report_end(self) -> None:
-        """Report to the observer how the call ended, and whether the journal may not have its outcome."""
+    def report_end(self) -> str:
+        """Report to the observer how the call ended, and return the word for it.
+
+        Report also that the journal may not have the outcome.
+        """
         outcome: Any = self.outcome
         word = outcome_word(outcome)
         self.observed.ended(word, outcome, self.attempts, self.started_at)
         is_recorded = self.recorder is not None and self.recorder.journalled
         if is_recorded and self._outcome_to_record is not None and not outcome.journalled:
             self.observed.write_lost(word, outcome, self.attempts, self.started_at)
+        return word
 
     @property
     def must_drain(self) -> bool:

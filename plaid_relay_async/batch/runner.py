@@ -29,7 +29,6 @@ from plaid_relay_async.errors import (
     PlaidRelayError,
     is_ordinary_error,
 )
-from plaid_relay_async.outcomes import Failed, Unknown
 from plaid_relay_async.telemetry import ObservedCall
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.telemetry import Observer
 
 T = TypeVar("T")
-
-_NOT_SUCCEEDED: Final = (Failed, Unknown, type(None))
 
 
 class Batch(Generic[OutcomeT, ResultT]):
@@ -293,8 +290,8 @@ class Batch(Generic[OutcomeT, ResultT]):
                 # request.
                 self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
             self.sending.calls[sender] = None
-            call.report_end()
-        return not isinstance(call.outcome, _NOT_SUCCEEDED)
+            outcome = call.report_end()
+        return outcome == "succeeded"
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
         self._result.count_outcome(outcome)

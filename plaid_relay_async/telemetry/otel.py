@@ -12,7 +12,7 @@ import functools
 from collections import Counter
 from contextvars import Token
 from time import monotonic
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from attrs import define, field
@@ -87,6 +87,14 @@ def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
     return call
 
 
+class RateSource(Protocol):
+    """An object that knows adaptive rates: the admission of the transport."""
+
+    def rates(self) -> Mapping[str, float]:
+        """Return the adaptive rate of each operation that has one, in attempts per second."""
+        ...
+
+
 class Instruments:
     """The instruments of one meter provider, which all clients share."""
 
@@ -118,8 +126,8 @@ class Instruments:
 
     def _observe_rates(self, _options: metrics.CallbackOptions) -> Iterator[Observation]:
         rates: Counter[str] = Counter()
-        for client in list(self.clients):
-            rates.update(client.get_rates())
+        for source in [source for client in list(self.clients) for source in list(client.rate_sources)]:
+            rates.update(source.rates())
         for operation, rate in rates.items():
             yield Observation(rate, _attributes(operation=operation))
 
@@ -155,7 +163,7 @@ class OpenTelemetry:
         tracer: creates the spans; it does nothing without a provider.
         traces: whether a provider receives the spans.
         instruments: receive the metrics, if there is a provider.
-        get_rates: returns the adaptive rate of each operation that has one.
+        rate_sources: return the adaptive rates, one for each set of credentials of the client.
     """
 
     def __init__(self, settings: Telemetry, base_url: str) -> None:
@@ -171,7 +179,7 @@ class OpenTelemetry:
         self.tracer: Tracer = NoOpTracer()
         self.traces = False
         self.instruments: Instruments | None = None
-        self.get_rates: Callable[[], Mapping[str, float]] = dict
+        self.rate_sources: Final[WeakSet[RateSource]] = WeakSet()
 
     def is_active(self) -> bool:
         """Return whether a provider receives anything; the program may set the global ones at any time."""

@@ -173,6 +173,11 @@ class Admission:
                 raise
             raise ClientClosedError("this client was closed while the call waited") from None
 
+    def rates(self) -> dict[str, float]:
+        """Return the adaptive rate of each operation that has one, in attempts per second."""
+        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
+        return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
+
     def end_waits(self) -> None:
         """End all waits for the connection pool, whatever their credentials, because the client is closed."""
         for admission in tuple(self.family):

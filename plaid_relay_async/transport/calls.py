@@ -88,14 +88,14 @@ class Transport:
         self._counters = Counters()
         self._on_retry = on_retry
         self._use(timeouts, retry, Admission(session, authenticator, rate_limiter, self._counters))
-        if observer.otel is not None:
-            observer.otel.get_rates = self._rates
 
     def _use(self, timeouts: Timeouts, retry: RetryPolicy, admission: Admission) -> None:
         self._timeouts = timeouts
         self._retry = retry
         self._admission = admission
         self.throttles = admission.throttles
+        if self.observer.otel is not None:
+            self.observer.otel.rate_sources.add(admission)
         self._retries = Retries(admission, self._on_retry)
 
     def with_options(
@@ -282,12 +282,10 @@ class Transport:
     def statistics(self) -> Statistics:
         """Return a snapshot of the counters, and of the state of pool and rates."""
         return self._counters.snapshot(
-            outcomes=self.observer.outcomes, connections=self._session.connections, rates=self._rates()
+            outcomes=self.observer.outcomes,
+            connections=self._session.connections,
+            rates=self._admission.rates(),
         )
-
-    def _rates(self) -> dict[str, float]:
-        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
-        return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
 
     # ------------------------------------------------------------------------------------- attempts
 

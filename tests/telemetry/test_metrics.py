@@ -10,7 +10,7 @@ import weakref
 import pytest
 from opentelemetry.trace import NoOpTracerProvider
 from processes import wait_until_async
-from support import CREATE, GET, throttle_of
+from support import CREATE, GET, PARTNER, QUICK, throttle_of
 
 from plaid_relay_async import PlaidRelayError, RelayCreateRequest
 from plaid_relay_async.journal import Journal
@@ -98,14 +98,18 @@ async def test_the_wait_for_an_admission(plaid, recording):
 
 
 async def test_rates(plaid, recording):
-    """Operations with an adaptive rate have a measurement, the sum of those of all clients."""
+    """Operations with an adaptive rate have a measurement, the sum of those of all clients and credentials."""
     async with recording.client(plaid) as one, recording.client(plaid) as other:
         for client in (one, other):
             await client.relay.create([plaid.add_report()], "p")
         assert RATE not in recording.metrics
         for client, rate in ((one, 5.0), (other, 7.5)):
             throttle_of(client, CREATE).rate.per_second = rate
-        assert {values: point.value for values, point in recording.points(RATE).items()} == {(CREATE,): 12.5}
+        same, another = one.with_options(retry=QUICK), one.with_options(credentials=PARTNER)
+        for client in (same, another):
+            await client.relay.create([plaid.add_report()], "p")
+        throttle_of(another, CREATE).rate.per_second = 30.0
+        assert {values: point.value for values, point in recording.points(RATE).items()} == {(CREATE,): 42.5}
 
 
 async def test_metrics_without_traces(plaid, recording):

@@ -15,12 +15,11 @@ from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
 from journal_support import KEY
 from opentelemetry import trace
-from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
-from otel_support import ATTEMPT, BATCH, CALL, Recording, attributes_of
+from otel_support import ATTEMPT, BATCH, CALL, Recording, attributes_of, instrumented_aiohttp
 from support import CREATE, GET, OWNER, QUICK
 
 from plaid_relay_async import (
@@ -244,22 +243,6 @@ async def test_a_batch_that_is_stopped(plaid, recording):
 # --------------------------------------------------------------------------- other instrumentation, headers
 
 
-@contextlib.contextmanager
-def instrumented_aiohttp(recording):
-    """Trace all sessions of aiohttp, with all headers as attributes."""
-    instrumentor = AioHttpClientInstrumentor()
-    instrumentor.instrument(
-        tracer_provider=recording.tracer_provider,
-        meter_provider=recording.meter_provider,
-        captured_request_headers=[".*"],
-        captured_response_headers=[".*"],
-    )
-    try:
-        yield
-    finally:
-        instrumentor.uninstrument()
-
-
 @pytest.mark.parametrize("path", ["default", "direct=False", "borrowed session"])
 async def test_no_duplicate_span_and_no_header(recording, path):
     """Aiohttp's instrumentation adds no span to an attempt, and no header, which has the secret, is shown."""
@@ -379,14 +362,15 @@ async def main():
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.1)
         await client.relay.create(["report"], "traced")
         metrics.set_meter_provider(MeterProvider([reader]))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.1)
         await client.relay.create(["report"], "measured")
     print([span.attributes.get("plaid.partner") for span in exporter.get_finished_spans()])
-    measured = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
-    print({m.name: m.data.data_points[0].count for m in measured if m.name.endswith("operation.duration")})
+    scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    measured = [metric for scope in scopes for metric in scope.metrics if "operation" in metric.name]
+    print({metric.name: metric.data.data_points[0].count for metric in measured})
 
 asyncio.run(main())
 """

@@ -8,6 +8,7 @@ sending stops, a waiting call is cancelled, and any other is drained.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeAlias
@@ -32,6 +33,13 @@ AcquireRecorder: TypeAlias = Callable[[Any], Awaitable[CallRecorder]]
 
 # The event loop has only weak references to its tasks.
 _background_tasks: Final[set[asyncio.Future[None]]] = set()
+
+
+def _end_background_task(task: asyncio.Future[Any]) -> None:
+    _background_tasks.discard(task)
+    # `report_end` has reported that the write may be lost. asyncio would log the exception as well.
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()
 
 
 class AttemptForbiddenError(Exception):
@@ -177,7 +185,7 @@ class TrackedCall(Generic[OutcomeT]):
             if self.recorder is not None and self._outcome_to_record is not None:
                 task = asyncio.ensure_future(_write_outcome(self.recorder, self._outcome_to_record))
                 _background_tasks.add(task)
-                task.add_done_callback(_background_tasks.discard)
+                task.add_done_callback(_end_background_task)
             raise
 
     async def _record_outcome(self, recorder: CallRecorder) -> None:

@@ -351,7 +351,7 @@ class Relay(OperationGroup):
         except asyncio.CancelledError:
             # The drain has ended, so the outcome is known, but no caller receives it.
             if call.outcome is not None and call.sent:
-                self._late_outcomes.report(operation.endpoint.path, call.outcome, call.observed.call_id)
+                self._late_outcomes.report(call.observed, call.outcome)
             raise
         # An error of the journal is raised only if there is no outcome; otherwise the caller receives the
         # outcome.
@@ -579,4 +579,5 @@ class Relay(OperationGroup):
 
 def _run_of(journal: JournalProtocol | None) -> str | None:
     """Return the run name of a journal, for log records; another implementation may have none."""
-    return getattr(journal, "run", None)
+    run = getattr(journal, "run", None)
+    return run if isinstance(run, str) else None

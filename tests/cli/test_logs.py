@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import pty
@@ -12,12 +14,20 @@ import sys
 import pytest
 from canaries import assert_no_canary
 from processes import read_terminal, running_process
+from rich.console import Console
 
+from plaid_relay_async.cli import app
 from plaid_relay_async.cli.logs import LogHandler
+from plaid_relay_async.simulator import Fault
 
 REPORT = "assets-sandbox-1111"
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 CREATE = ("create", "--report-token", REPORT, "--partner")
+
+
+def logged_events(text):
+    """Return the events of the lines of JSON that aren't messages of the command."""
+    return [line["event"] for line in map(json.loads, text.splitlines()) if "event" in line]
 
 
 @pytest.mark.parametrize("verbose", [False, True])
@@ -30,6 +40,42 @@ def test_verbose(plaid, run, verbose):
     assert_no_canary(result.err)
     assert logging.getLogger("plaid_relay_async").level == logging.NOTSET
     assert "operation=" not in run(*CREATE, "bob").err
+
+
+def test_every_command_that_calls_plaid_is_verbose():
+    """Each command with `--base-url` has `--verbose` and `--log-format`."""
+    commands = [[name] for name in app.app if name.isalpha()]
+    commands += [["webhooks", name] for name in app.webhooks if name.isalpha()]
+    calling = []
+    for command in commands:
+        printed = io.StringIO()
+        app.app.help_print(command, console=Console(file=printed, width=500))
+        options = {*re.findall(r"--[\w-]+", printed.getvalue())}
+        if "--base-url" in options:
+            calling.append(command)
+            assert {"--verbose", "--log-format"} <= options, command
+    assert len(calling) == 11
+
+
+@pytest.mark.parametrize("command", ["get", "refresh", "remove"])
+def test_verbose_on_other_commands(plaid, run, command):
+    """A call that fails is logged as well, in text and as JSON, without the token of the command line."""
+    token = "credit-relay-sandbox-00000000-0000-0000-0000-000000000000"
+    result = run(command, token, "--verbose")
+    assert re.findall(r" DEBUG (\w+): ", result.err) == ["attempt", "call_end"]
+    assert token not in result.err
+    result = run(command, token, "--verbose", "--log-format", "json")
+    assert logged_events(result.err) == ["attempt", "call_end"]
+    assert token not in result.err
+
+
+def test_an_unknown_outcome_is_no_message(plaid, run, caplog):
+    """Without `--verbose`, the table has the unknown outcomes, and no record of them is printed."""
+    plaid.fail(Fault(close=True, when="after"))
+    result = run(*CREATE, "ann", "--log-format", "json")
+    assert result.status == 3
+    assert "call_end" in caplog.text
+    assert logged_events(result.err) == []
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

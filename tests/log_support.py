@@ -26,14 +26,14 @@ EVENTS = {
     for name, levels, fields in _EVENT_ROWS
 }
 ALWAYS = {
-    "attempt": {"call", "attempt", "certainty", "duration"},
-    "retry": {"call", "attempt", "error_code", "wait"},
-    "call_end": {"call", "attempts", "outcome", "duration"},
-    "callback_error": {"call", "error_code"},
-    "late_outcome": {"call", "attempts", "outcome", "duration"},
-    "write_lost": {"call", "attempts", "outcome", "duration"},
-    "batch_start": {"batch"},
-    "batch_end": {"batch", "duration", "succeeded", "failed", "unknown", "not_attempted"},
+    "attempt": {"call_id", "attempt", "certainty", "duration"},
+    "retry": {"call_id", "attempt", "error_code", "wait"},
+    "call_end": {"call_id", "attempts", "outcome", "duration"},
+    "callback_error": {"call_id", "error_code"},
+    "late_outcome": {"call_id", "attempts", "outcome", "duration"},
+    "write_lost": {"call_id", "attempts", "outcome", "duration"},
+    "batch_start": {"batch_id"},
+    "batch_end": {"batch_id", "duration", "succeeded", "failed", "unknown", "not_attempted"},
 }
 # What servers say, and names of headers.
 _FOREIGN = re.compile(f"{SERVER_TEXT}|PLAID-SECRET|User-Agent|Authorization", re.IGNORECASE)
@@ -123,9 +123,9 @@ class Story:
         return cls(word, outcome.attempts, None if error is None else reason_of(error))
 
 
-def story_from_log(records: list[logging.LogRecord], call: str) -> Story:
+def story_from_log(records: list[logging.LogRecord], call_id: str) -> Story:
     """Return what the log says about one call, and check that its records agree with each other."""
-    *others, end = records_of(records, call=call)
+    *others, end = records_of(records, call_id=call_id)
     assert end["event"] == "call_end"
     attempts = [each for each in others if each["event"] == "attempt"]
     assert [each["attempt"] for each in attempts] == [*range(1, end["attempts"] + 1)]

@@ -382,7 +382,7 @@ async def test_a_program_without_logging_shows_a_lost_token():
     )
     out, err = (stream.decode() for stream in await process.communicate())
     (line,) = err.splitlines()
-    assert line.startswith(f"a token was lost: late_outcome: operation={CREATE}, call=")
+    assert line.startswith(f"a token was lost: late_outcome: operation={CREATE}, call_id=")
     assert "partner=ann" in line
     assert "on_late_outcome=" in line
     assert out.strip() not in line

@@ -54,7 +54,7 @@ def test_no_text_forges_a_line_or_a_field(run, partner, error_code, request_id):
             logging.WARNING,
             "call_end",
             operation=CREATE,
-            call="1f",
+            call_id="1f",
             run=run,
             # The request rejects these in a partner.
             partner=re.sub(r"[\s,;'\"\x00-\x1f\x7f-\xa0]", "", partner),
@@ -296,7 +296,7 @@ def test_clients_in_threads(monkeypatch, capsys):
         PACKAGE.setLevel(level)
         PACKAGE.handlers[:] = handlers
     lines = capsys.readouterr().err.splitlines()
-    calls = re.findall(r" attempt: .*call=(\w+), partner=(partner-\d)", "\n".join(lines))
+    calls = re.findall(r" attempt: .*call_id=(\w+), partner=(partner-\d)", "\n".join(lines))
     assert len(lines) == 8
     assert len({call for call, _ in calls}) == 4
     assert sorted(partner for _, partner in calls) == [f"partner-{n}" for n in range(4)]

@@ -177,12 +177,12 @@ def check_counts(records: list[Any], run: Run) -> None:
     ends = [each for each in everything if each["event"] == "call_end"]
     assert Counter(each["certainty"] for each in attempts) == statistics.attempts
     assert len(records_of(records, event="retry")) == sum(statistics.retries.values())
-    assert max(Counter((each["call"], each["attempt"]) for each in attempts).values(), default=1) == 1
+    assert max(Counter((each["call_id"], each["attempt"]) for each in attempts).values(), default=1) == 1
     for event in ("call_end", "late_outcome", "write_lost"):
         assert (
-            max(Counter(each["call"] for each in records_of(records, event=event)).values(), default=1) == 1
+            max(Counter(each["call_id"] for each in records_of(records, event=event)).values(), default=1) == 1
         )
-    assert {each["call"] for each in attempts} <= {each["call"] for each in ends}
+    assert {each["call_id"] for each in attempts} <= {each["call_id"] for each in ends}
     # One warning for each unknown outcome: of batches, of single calls, and of cancelled ones.
     unknown = [
         *(each for each in run.outcomes if isinstance(each, Unknown)),
@@ -193,11 +193,11 @@ def check_counts(records: list[Any], run: Run) -> None:
     assert len(warnings) == len(unknown)
     assert len(records_of(records, event="late_outcome")) == (len(run.late) + 1) // 2
     # One for each outcome of a batch that its journal hasn't confirmed; a single call has no hyphen.
-    lost = [each for each in records_of(records, event="write_lost") if "-" in each["call"]]
+    lost = [each for each in records_of(records, event="write_lost") if "-" in each["call_id"]]
     outcomes = [outcome for batch in run.recorded for outcome in all_outcomes(batch.result)]
     assert len(lost) == sum(not outcome.journalled for outcome in outcomes)
     for event in ("batch_start", "batch_end"):
-        batches = Counter(each["batch"] for each in records_of(records, event=event))
+        batches = Counter(each["batch_id"] for each in records_of(records, event=event))
         assert max(batches.values(), default=1) == 1
         assert len(batches) == sum(batch.result.elapsed > 0 for batch in run.batches)
 

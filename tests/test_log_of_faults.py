@@ -125,10 +125,10 @@ def calls_of(records: list[logging.LogRecord], way: Way) -> list[str]:
     if way.is_batch:
         (start,) = records_of(records, event="batch_start", **path)
         ends = records_of(records, event="call_end")
-        calls = [end["call"] for end in ends if end["call"].startswith(f"{start['batch']}-")]
+        calls = [end["call_id"] for end in ends if end["call_id"].startswith(f"{start['batch_id']}-")]
         return sorted(calls, key=lambda call: int(call.rpartition("-")[2]))
     ends = records_of(records, event="call_end", **path)
-    return [end["call"] for end in ends if not end.get("partner", "").startswith(HOLDER)]
+    return [end["call_id"] for end in ends if not end.get("partner", "").startswith(HOLDER)]
 
 
 def story_of(result: Any, told: Story) -> Story:

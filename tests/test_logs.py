@@ -76,7 +76,7 @@ async def test_a_single_call(plaid, client, log):
     await client.relay.create([report], "ann")
     await client.relay.create([report], "bob")
     attempt, end, *others = records_of(log.records)
-    assert attempt["call"] == end["call"] not in {each["call"] for each in others}
+    assert attempt["call_id"] == end["call_id"] not in {each["call_id"] for each in others}
     assert attempt["request_id"] == plaid.ledger[0]["request_id"]
     assert story(log, partner="ann") == ["attempt 1 200 definitive", "call_end succeeded"]
     assert 0 < attempt["duration"] <= end["duration"]
@@ -123,8 +123,8 @@ async def test_what_happened_to_one_pair(plaid, client, log, name, batched):
         await asyncio.gather(
             *(client.relay.create([report], partner) for partner in partners), return_exceptions=True
         )
-        call = records_of(log.records, partner="p7")[0]["call"]
-    told = story(log, call=call)
+        call_id = records_of(log.records, partner="p7")[0]["call_id"]
+    told = story(log, call_id=call_id)
     assert told == story(log, partner="p7")
     assert [each.replace("RATE_LIMIT_EXCEEDED", "RATE_LIMIT") for each in told] == events
 
@@ -139,7 +139,7 @@ async def test_each_pair_of_a_batch(plaid, client, log):
     result = await client.relay.create_many(
         RelayCreateRequest.fan_out([plaid.add_report()], partners), concurrency=5
     )
-    batch = records_of(log.records, event="batch_start")[0]["batch"]
+    batch = records_of(log.records, event="batch_start")[0]["batch_id"]
     told = {
         partner: story_from_log(log.records, f"{batch}-{n}") for n, partner in enumerate(partners, start=1)
     }
@@ -180,7 +180,7 @@ async def test_a_call_that_is_not_sent(plaid, log):
             RelayCreateRequest.fan_out([plaid.add_report()], ["p"]), retry=QUICK
         )
     assert result.counts == {"failed": 1}
-    assert story(log, call=records_of(log.records, event="call_end")[0]["call"])[-1] == (
+    assert story(log, call_id=records_of(log.records, event="call_end")[0]["call_id"])[-1] == (
         "call_end NotSentError failed"
     )
     assert not records_of(log.records, event="attempt")
@@ -193,7 +193,7 @@ async def test_a_late_outcome(plaid, log, callback):
     async with RelayClient(OWNER, base_url=plaid.url, on_late_outcome=callback) as client:
         await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "p"))
     assert story(log) == ["attempt 1 200 definitive", "call_end succeeded", "late_outcome succeeded"]
-    assert len({record["call"] for record in records_of(log.records)}) == 1
+    assert len({record["call_id"] for record in records_of(log.records)}) == 1
 
 
 async def test_a_removal_without_a_readable_response(plaid, client, log):
@@ -217,7 +217,7 @@ async def test_a_batch(plaid, client, log):
     requests = RelayCreateRequest.fan_out([plaid.add_report()], [f"p{n}" for n in range(9)])
     await client.relay.create_many(requests, concurrency=1)
     start, end = records_of(log.records, event="batch_start") + records_of(log.records, event="batch_end")
-    assert start["batch"] == end["batch"]
+    assert start["batch_id"] == end["batch_id"]
     counts = [end[name] for name in ("succeeded", "failed", "unknown", "not_attempted")]
     assert (counts, end["error_code"]) == ([0, 3, 0, 0], "INVALID_API_KEYS")
 
@@ -277,7 +277,7 @@ async def test_a_call_with_a_journal(plaid, client, log, tmp_path):
         (attempts, "unknown", "nightly-production-2026") for attempts in (1, 0, 0)
     ]
     assert not records_of(log.records, event="write_lost")
-    assert {record["run"] for record in records_of(log.records) if "batch" in record} == {ends[0]["run"]}
+    assert {record["run"] for record in records_of(log.records) if "batch_id" in record} == {ends[0]["run"]}
 
 
 # -------------------------------------------------------------------------------------------------- secrets

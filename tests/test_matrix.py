@@ -293,7 +293,7 @@ def assert_log_agrees(
     attempts = [each["attempt"] for each in others if each["event"] == "attempt"]
     assert attempts == [*range(1, end["attempts"] + 1)]
     assert {each["event"] for each in others} <= {"attempt", "retry"}
-    assert len({each["call"] for each in (*others, end)}) == 1
+    assert len({each["call_id"] for each in (*others, end)}) == 1
     word = word_for(observed.result)
     in_doubt = {"lost", "timeout", "server", "unreadable", "unexpected"}
     is_unknown = word == "unknown" or (

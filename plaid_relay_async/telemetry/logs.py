@@ -50,9 +50,9 @@ class Fields:
         event: what has happened: `attempt`, `retry`, `call_end`, `callback_error`, `late_outcome`,
             `write_lost`, `batch_start` or `batch_end`.
         operation: the path of the operation, such as `/credit/relay/create`.
-        call: an identifier of the call, which all its records have. In a batch, it is that of the batch, a
+        call_id: an identifier of the call, which all its records have. In a batch, it is that of the batch, a
             hyphen, and the position of the request in the input, from 1.
-        batch: an identifier of the batch.
+        batch_id: an identifier of the batch.
         run: the run name of the journal.
         partner: the `secondary_client_id` of a creation.
         attempt: the number of the attempt in its call, from 1.
@@ -72,8 +72,8 @@ class Fields:
 
     event: str
     operation: str
-    call: str | None = None
-    batch: str | None = None
+    call_id: str | None = None
+    batch_id: str | None = None
     run: str | None = None
     partner: str | None = None
     attempt: int | None = None
@@ -165,7 +165,7 @@ def error_fields(error: BaseException | None) -> dict[str, Any]:
 def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
     """Return the fields that identify a call; of a creation they include the partner."""
     partner = getattr(request, "secondary_client_id", None)
-    return {"operation": path, "call": call_id, "partner": partner}
+    return {"operation": path, "call_id": call_id, "partner": partner}
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

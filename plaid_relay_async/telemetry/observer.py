@@ -148,7 +148,7 @@ class CallGroup:
 
     @property
     def _log_fields(self) -> dict[str, Any]:
-        return {"operation": self.operation, "batch": self.batch_id, "run": self.run}
+        return {"operation": self.operation, "batch_id": self.batch_id, "run": self.run}
 
 
 @define(eq=False, repr=False)

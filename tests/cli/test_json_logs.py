@@ -28,7 +28,7 @@ from plaid_relay_async.simulator import Fault, sign_webhook
 REPORT = "assets-sandbox-1111"
 JSON = ("--log-format", "json")
 BASE = {"time", "level", "logger", "message"}
-FIELDS = {"event", "operation", "call", "batch", "run", "partner", "attempt", "attempts", "status"}
+FIELDS = {"event", "operation", "call_id", "batch_id", "run", "partner", "attempt", "attempts", "status"}
 FIELDS |= {"error_code", "request_id", "certainty", "outcome", "duration", "wait", "succeeded", "failed"}
 FIELDS |= {"unknown", "not_attempted"}
 AUDIT = {"caller", "operation", "partner", "status", "error_code", "request_id", "seconds", "delivered"}
@@ -102,7 +102,7 @@ def test_the_fields_of_a_call(plaid, run):
     assert start["event"] == "batch_start"
     assert (attempt["logger"], attempt["level"]) == ("plaid_relay_async.calls", "DEBUG")
     assert (attempt["partner"], attempt["attempt"], attempt["status"]) == ("ann", 1, 400)
-    assert attempt["call"] == end["call"] == f"{start['batch']}-1"
+    assert attempt["call_id"] == end["call_id"] == f"{start['batch_id']}-1"
     assert attempt["time"] <= end["time"]
     assert end["outcome"] == "failed"
     assert batch_end["failed"] == 1

@@ -26,7 +26,7 @@ EVENTS = {
     for name, levels, fields in _EVENT_ROWS
 }
 ALWAYS = {
-    "attempt": {"call_id", "attempt", "certainty", "duration"},
+    "attempt_end": {"call_id", "attempt", "certainty", "duration"},
     "retry": {"call_id", "attempt", "error_code", "wait"},
     "call_end": {"call_id", "attempts", "outcome", "duration"},
     "callback_error": {"call_id", "error_code"},
@@ -127,10 +127,10 @@ def story_from_log(records: list[logging.LogRecord], call_id: str) -> Story:
     """Return what the log says about one call, and check that its records agree with each other."""
     *others, end = records_of(records, call_id=call_id)
     assert end["event"] == "call_end"
-    attempts = [each for each in others if each["event"] == "attempt"]
+    attempts = [each for each in others if each["event"] == "attempt_end"]
     assert [each["attempt"] for each in attempts] == [*range(1, end["attempts"] + 1)]
     for each in others:
-        assert each["event"] in {"attempt", "retry"}
+        assert each["event"] in {"attempt_end", "retry"}
         assert "error_code" in each or each["certainty"] == "definitive"
     # Between two attempts, and only there, is a retry, with the reason of the attempt before it.
     retries = {each["attempt"]: each["error_code"] for each in others if each["event"] == "retry"}

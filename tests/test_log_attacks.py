@@ -262,7 +262,7 @@ async def test_formatters_of_other_packages(plaid, client, formatted):
         await client.relay.create_many(requests)
     assert {record.plaid_event for record in records} == {
         "batch_start",
-        "attempt",
+        "attempt_end",
         "retry",
         "call_end",
         "batch_end",
@@ -296,7 +296,7 @@ def test_clients_in_threads(monkeypatch, capsys):
         PACKAGE.setLevel(level)
         PACKAGE.handlers[:] = handlers
     lines = capsys.readouterr().err.splitlines()
-    calls = re.findall(r" attempt: .*call_id=(\w+), partner=(partner-\d)", "\n".join(lines))
+    calls = re.findall(r" attempt_end: .*call_id=(\w+), partner=(partner-\d)", "\n".join(lines))
     assert len(lines) == 8
     assert len({call for call, _ in calls}) == 4
     assert sorted(partner for _, partner in calls) == [f"partner-{n}" for n in range(4)]

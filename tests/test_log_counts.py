@@ -173,14 +173,15 @@ def check_counts(records: list[Any], run: Run) -> None:
     assert_documented(records)
     statistics = run.client.statistics()
     everything = records_of(records)
-    attempts = [each for each in everything if each["event"] == "attempt"]
+    attempts = [each for each in everything if each["event"] == "attempt_end"]
     ends = [each for each in everything if each["event"] == "call_end"]
     assert Counter(each["certainty"] for each in attempts) == statistics.attempts
     assert len(records_of(records, event="retry")) == sum(statistics.retries.values())
     assert max(Counter((each["call_id"], each["attempt"]) for each in attempts).values(), default=1) == 1
     for event in ("call_end", "late_outcome", "write_lost"):
         assert (
-            max(Counter(each["call_id"] for each in records_of(records, event=event)).values(), default=1) == 1
+            max(Counter(each["call_id"] for each in records_of(records, event=event)).values(), default=1)
+            == 1
         )
     assert {each["call_id"] for each in attempts} <= {each["call_id"] for each in ends}
     # One warning for each unknown outcome: of batches, of single calls, and of cancelled ones.
@@ -222,7 +223,7 @@ def test_each_request_of_the_simulator_has_one_record(faults, works):
     with captured_log() as records:
         run, plaid = asyncio.run(run_works(faults, works, timeouts=Timeouts()))
     check_counts(records, run)
-    attempts = Counter(each["certainty"] for each in records_of(records, event="attempt"))
+    attempts = Counter(each["certainty"] for each in records_of(records, event="attempt_end"))
     assert plaid.counts[CREATE] == attempts.total() - attempts["not_sent"]
 
 

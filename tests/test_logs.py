@@ -78,7 +78,7 @@ async def test_a_single_call(plaid, client, log):
     attempt, end, *others = records_of(log.records)
     assert attempt["call_id"] == end["call_id"] not in {each["call_id"] for each in others}
     assert attempt["request_id"] == plaid.ledger[0]["request_id"]
-    assert story(log, partner="ann") == ["attempt 1 200 definitive", "call_end succeeded"]
+    assert story(log, partner="ann") == ["attempt_end 1 200 definitive", "call_end succeeded"]
     assert 0 < attempt["duration"] <= end["duration"]
 
 
@@ -86,23 +86,23 @@ PAIRS = {
     "declined": (
         {"status": 429, "times": 1, "headers": {"Retry-After": "0.01"}},
         [
-            "attempt 1 429 RATE_LIMIT declined",
+            "attempt_end 1 429 RATE_LIMIT declined",
             "retry 1 429 RATE_LIMIT",
-            "attempt 2 200 definitive",
+            "attempt_end 2 200 definitive",
             "call_end succeeded",
         ],
     ),
     "rejected": (
         {"status": 400, "body": {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}},
-        ["attempt 1 400 INVALID_FIELD definitive", "call_end 400 INVALID_FIELD failed"],
+        ["attempt_end 1 400 INVALID_FIELD definitive", "call_end 400 INVALID_FIELD failed"],
     ),
     "lost": (
         {"close": True, "when": "after"},
-        ["attempt 1 OutcomeUnknownError in_doubt", "call_end OutcomeUnknownError unknown"],
+        ["attempt_end 1 OutcomeUnknownError in_doubt", "call_end OutcomeUnknownError unknown"],
     ),
     "truncated": (
         {"truncate": 10, "when": "after"},
-        ["attempt 1 200 OutcomeUnknownError in_doubt", "call_end 200 OutcomeUnknownError unknown"],
+        ["attempt_end 1 200 OutcomeUnknownError in_doubt", "call_end 200 OutcomeUnknownError unknown"],
     ),
 }
 
@@ -165,7 +165,7 @@ async def test_a_cancelled_read(plaid, client, log):
     """An attempt that was cancelled is logged as such, and so is its call."""
     plaid.fail(Fault(path=GET, stall=60))
     await cancel_once_sent(plaid, GET, client.relay.get("no-such-token"))
-    assert story(log) == ["attempt 1 cancelled", "call_end cancelled"]
+    assert story(log) == ["attempt_end 1 cancelled", "call_end cancelled"]
 
 
 async def test_a_call_that_is_not_sent(plaid, log):
@@ -183,7 +183,7 @@ async def test_a_call_that_is_not_sent(plaid, log):
     assert story(log, call_id=records_of(log.records, event="call_end")[0]["call_id"])[-1] == (
         "call_end NotSentError failed"
     )
-    assert not records_of(log.records, event="attempt")
+    assert not records_of(log.records, event="attempt_end")
 
 
 @pytest.mark.parametrize("callback", [None, lambda outcome: 1 / 0])
@@ -192,7 +192,7 @@ async def test_a_late_outcome(plaid, log, callback):
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with RelayClient(OWNER, base_url=plaid.url, on_late_outcome=callback) as client:
         await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "p"))
-    assert story(log) == ["attempt 1 200 definitive", "call_end succeeded", "late_outcome succeeded"]
+    assert story(log) == ["attempt_end 1 200 definitive", "call_end succeeded", "late_outcome succeeded"]
     assert len({record["call_id"] for record in records_of(log.records)}) == 1
 
 
@@ -406,7 +406,7 @@ async def test_nothing_is_printed_by_default(monkeypatch):
 async def test_the_variable_prints_records(monkeypatch):
     """PLAID_RELAY_LOG sends the records to standard error, from its level, once even with several clients."""
     lines = await stderr_of(monkeypatch, level="debug")
-    assert count_of(lines, "DEBUG plaid_relay_async.calls: attempt: ") == 3
+    assert count_of(lines, "DEBUG plaid_relay_async.calls: attempt_end: ") == 3
     assert count_of(lines, "INFO plaid_relay_async.batches: batch_start: ") == 2
     assert count_of(lines, "WARNING plaid_relay_async.calls: call_end: ") == 1
     lines = await stderr_of(monkeypatch, level="INFO")

@@ -290,9 +290,9 @@ def assert_log_agrees(
     # The token that all operations need is created for another partner.
     partner = {"partner": "another"} if operation == "create" else {}
     *others, end = records_of(records, operation=PATHS[operation], **partner)
-    attempts = [each["attempt"] for each in others if each["event"] == "attempt"]
+    attempts = [each["attempt"] for each in others if each["event"] == "attempt_end"]
     assert attempts == [*range(1, end["attempts"] + 1)]
-    assert {each["event"] for each in others} <= {"attempt", "retry"}
+    assert {each["event"] for each in others} <= {"attempt_end", "retry"}
     assert len({each["call_id"] for each in (*others, end)}) == 1
     word = word_for(observed.result)
     in_doubt = {"lost", "timeout", "server", "unreadable", "unexpected"}

@@ -47,7 +47,7 @@ class Fields:
     """The fields of a log record; as attributes of the record, their names begin with `plaid_`.
 
     Attributes:
-        event: what has happened: `attempt`, `retry`, `call_end`, `callback_error`, `late_outcome`,
+        event: what has happened: `attempt_end`, `retry`, `call_end`, `callback_error`, `late_outcome`,
             `write_lost`, `batch_start` or `batch_end`.
         operation: the path of the operation, such as `/credit/relay/create`.
         call_id: an identifier of the call, which all its records have. In a batch, it is that of the batch, a

@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # OpenTelemetry may not be installed, and attrs doesn't evalu
 
 E = TypeVar("E", AttemptEnd, CallEnd)
 
-OnAttempt: TypeAlias = Callable[[AttemptEnd], object]
+OnAttemptEnd: TypeAlias = Callable[[AttemptEnd], object]
 OnCallEnd: TypeAlias = Callable[[CallEnd], object]
 
 
@@ -55,7 +55,7 @@ class Observer:
     """What a client's transport and batches report to.
 
     Attributes:
-        on_attempt: the caller's function for the end of each attempt, if there is one.
+        on_attempt_end: the caller's function for the end of each attempt, if there is one.
         on_call_end: the caller's function for the end of each call, if there is one.
         otel: the connection to OpenTelemetry, if its API is installed.
         outcomes: the number of calls by outcome.
@@ -64,18 +64,18 @@ class Observer:
         ConfigurationError: a callback is not callable, or is async.
     """
 
-    on_attempt: OnAttempt | None = None
+    on_attempt_end: OnAttemptEnd | None = None
     on_call_end: OnCallEnd | None = None
     otel: OpenTelemetry | None = None
     outcomes: Counter[str] = field(factory=Counter, init=False)
     has_callback: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("on_attempt", "on_call_end"):
+        for name in ("on_attempt_end", "on_call_end"):
             callback = getattr(self, name)
             if callback is not None and (not callable(callback) or inspect.iscoroutinefunction(callback)):
                 raise ConfigurationError(f"{name} must be a plain function, not an async one")
-        self.has_callback = self.on_attempt is not None or self.on_call_end is not None
+        self.has_callback = self.on_attempt_end is not None or self.on_call_end is not None
 
     def start_call(self, operation: str, request: object, run: str | None = None) -> ObservedCall:
         """Return a call outside of a batch, which starts; report its end to it.
@@ -235,14 +235,14 @@ class ObservedCall:
             self._trace.end_attempt(end)
         self.log(
             logging.DEBUG,
-            "attempt",
+            "attempt_end",
             attempt=number,
             certainty=certainty,
             duration=duration,
             status=status,
             **fields,
         )
-        self._run_callback("on_attempt", self.group.observer.on_attempt, end)
+        self._run_callback("on_attempt_end", self.group.observer.on_attempt_end, end)
 
     def retry_planned(self, error: PlaidRelayError, *, attempts: int, wait: float) -> None:
         """Report that another attempt will follow.

@@ -87,7 +87,9 @@ def test_a_batch_under_faults(start, spawn, partners, tmp_path, verbose):
     assert process.returncode == 3
     records = read_records(err)
     events = [record["event"] for record in records if "event" in record]
-    expected = {"batch_start": 1, "attempt": 9, "retry": 1, "call_end": 8, "batch_end": 1} if verbose else {}
+    expected = (
+        {"batch_start": 1, "attempt_end": 9, "retry": 1, "call_end": 8, "batch_end": 1} if verbose else {}
+    )
     assert {event: events.count(event) for event in events} == expected
     assert {record["level"] for record in records} == ({"DEBUG", "INFO", "WARNING"} if verbose else {"INFO"})
     (totals,) = [text for text in messages(records) if text.startswith("created: ")]
@@ -153,7 +155,7 @@ def test_progress_on_a_terminal(start, partners, tmp_path, monkeypatch):
         shown = read_terminal(screen)
         assert process.wait() == 0
     records = read_records(shown.decode().replace("\r\n", "\n"))
-    assert sum(record.get("event") == "attempt" for record in records) == 20
+    assert sum(record.get("event") == "attempt_end" for record in records) == 20
 
 
 def test_errors_of_usage(plaid, run, monkeypatch):

@@ -35,7 +35,7 @@ def test_verbose(plaid, run, verbose):
     """`--verbose` shows each attempt and the end of the call, without secrets, and only for this command."""
     result = run(*CREATE, "ann", *["--verbose"] * verbose)
     pattern = r"^\d{4}-\d\d-\d\d .* DEBUG (\w+): operation=/credit/relay/create, .*partner=ann"
-    events = ["attempt", "call_end"] if verbose else []
+    events = ["attempt_end", "call_end"] if verbose else []
     assert re.findall(pattern, result.err, re.MULTILINE) == events
     assert_no_canary(result.err)
     assert logging.getLogger("plaid_relay_async").level == logging.NOTSET
@@ -62,10 +62,10 @@ def test_verbose_on_other_commands(plaid, run, command):
     """A call that fails is logged as well, in text and as JSON, without the token of the command line."""
     token = "credit-relay-sandbox-00000000-0000-0000-0000-000000000000"
     result = run(command, token, "--verbose")
-    assert re.findall(r" DEBUG (\w+): ", result.err) == ["attempt", "call_end"]
+    assert re.findall(r" DEBUG (\w+): ", result.err) == ["attempt_end", "call_end"]
     assert token not in result.err
     result = run(command, token, "--verbose", "--log-format", "json")
-    assert logged_events(result.err) == ["attempt", "call_end"]
+    assert logged_events(result.err) == ["attempt_end", "call_end"]
     assert token not in result.err
 
 
@@ -111,7 +111,7 @@ def test_records_do_not_tear_the_bar(start, partners, tmp_path, monkeypatch):
         re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).strip() for line in re.split("[\r\n]+", shown.decode())
     ]
     events = re.findall(r"^\d{4}-\d\d-\d\d \S+ [A-Z]+ (\w+): operation=.*$", "\n".join(lines), re.MULTILINE)
-    expected = [("batch_start", 1), ("attempt", 20), ("call_end", 20), ("batch_end", 1)]
+    expected = [("batch_start", 1), ("attempt_end", 20), ("call_end", 20), ("batch_end", 1)]
     assert [(event, events.count(event)) for event, _ in expected] == expected
     assert "━" in shown.decode()
 

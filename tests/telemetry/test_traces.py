@@ -163,7 +163,7 @@ async def test_log_records_belong_to_the_span_of_their_call(plaid, recording, ev
     finally:
         logger.removeHandler(handler)
     (call,) = recording.named(CALL)
-    assert seen == [("attempt", call.context), ("call_end", call.context)]
+    assert seen == [("attempt_end", call.context), ("call_end", call.context)]
     assert not trace.get_current_span().get_span_context().is_valid
 
 

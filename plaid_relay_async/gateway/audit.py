@@ -48,7 +48,7 @@ class AuditRecord:
     started_at: float = field(factory=time.monotonic)
 
     @property
-    def seconds(self) -> float:
+    def duration(self) -> float:
         """The seconds since the request arrived."""
         return time.monotonic() - self.started_at
 
@@ -62,7 +62,7 @@ class AuditRecord:
             "status": self.status,
             "error_code": self.error_code,
             "request_id": loggable(self.request_id),
-            "seconds": round(self.seconds, 3),
+            "duration": round(self.duration, 3),
             "delivered": self.delivered,
         }
         _log.info("%s", json.dumps(fields))

@@ -64,7 +64,7 @@ class Metrics:
         self._operations.labels(
             record.caller or "", operation, record.status or "", record.error_code or ""
         ).inc()
-        self._duration.labels(operation).observe(record.seconds)
+        self._duration.labels(operation).observe(record.duration)
 
     def render_text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

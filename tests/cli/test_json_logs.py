@@ -31,7 +31,7 @@ BASE = {"time", "level", "logger", "message"}
 FIELDS = {"event", "operation", "call_id", "batch_id", "run", "partner", "attempt", "attempts", "status"}
 FIELDS |= {"error_code", "request_id", "certainty", "outcome", "duration", "wait", "succeeded", "failed"}
 FIELDS |= {"unknown", "not_attempted"}
-AUDIT = {"caller", "operation", "partner", "status", "error_code", "request_id", "seconds", "delivered"}
+AUDIT = {"caller", "operation", "partner", "status", "error_code", "request_id", "duration", "delivered"}
 LEVELS = {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 # What a terminal acts on, what forges a line, and what must not appear.

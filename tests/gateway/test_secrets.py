@@ -193,7 +193,7 @@ async def test_audit_lines_contain_no_secret(all_logs):
         "status",
         "error_code",
         "request_id",
-        "seconds",
+        "duration",
         "delivered",
     ]
     assert all(list(each) == names for each in records)
@@ -212,7 +212,7 @@ async def test_audit_lines_contain_no_secret(all_logs):
     assert printed[7] == ("lender", CREATE, "p1", 502, "UPSTREAM_LOST")
     assert records[0]["request_id"] == "request1"
     assert all(each["request_id"].startswith("gateway-") for each in records[1:4])
-    assert all(each["delivered"] and 0 <= each["seconds"] < 5 for each in records)
+    assert all(each["delivered"] and 0 <= each["duration"] < 5 for each in records)
 
 
 async def test_reprs_contain_no_secret():

@@ -118,7 +118,7 @@ async def test_what_happened_to_one_pair(plaid, client, log, name, batched):
         await client.relay.create_many(RelayCreateRequest.fan_out([report], partners), concurrency=4)
         start, end = records_of(log.records, operation=CREATE)[0], records_of(log.records)[-1]
         assert (start["event"], end["event"]) == ("batch_start", "batch_end")
-        call = f"{start['batch']}-7"
+        call_id = f"{start['batch_id']}-7"
     else:
         await asyncio.gather(
             *(client.relay.create([report], partner) for partner in partners), return_exceptions=True

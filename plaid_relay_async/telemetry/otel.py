@@ -108,7 +108,7 @@ class Instruments:
             )
 
         self.requests: Final = histogram("http.client.request.duration", "Duration of HTTP client requests.")
-        self.operations: Final = histogram("plaid.client.operation.duration", "Duration of calls.")
+        self.calls: Final = histogram("plaid.client.call.duration", "Duration of calls.")
         self.waits: Final = histogram(
             "plaid.client.admission.wait", "Time that attempts wait for pauses, limits and connections."
         )
@@ -326,4 +326,4 @@ class CallTrace:
         self.span.end()
         if self.otel.instruments is not None:
             values = _attributes(operation=self.operation) | outcome
-            self.otel.instruments.operations.record(end.duration, values)
+            self.otel.instruments.calls.record(end.duration, values)

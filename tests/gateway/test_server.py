@@ -335,7 +335,7 @@ async def test_health_page_and_metrics(upstream):
         status, _, text = await ask(gateway.metrics_url)
         line = 'caller="lender",error_code="",operation="/credit/relay/create",status="200"} 1.0'
         assert status == 200
-        assert f"plaid_gateway_operations_total{{{line}" in text
+        assert f"plaid_gateway_calls_total{{{line}" in text
         assert "plaid_gateway_attempts_in_flight 0.0" in text
         assert "plaid_gateway_connections 2.0" in text
         base = gateway.metrics_url.removesuffix("/metrics")

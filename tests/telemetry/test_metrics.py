@@ -16,7 +16,7 @@ from plaid_relay_async import PlaidRelayError, RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 
-REQUESTS, OPERATIONS = "http.client.request.duration", "plaid.client.operation.duration"
+REQUESTS, CALLS = "http.client.request.duration", "plaid.client.call.duration"
 RETRIES, WAITS = "plaid.client.retries", "plaid.client.admission.wait"
 IN_FLIGHT, RATE = "plaid.client.attempts.in_flight", "plaid.client.rate"
 
@@ -35,7 +35,7 @@ async def test_operations_and_requests(plaid, recording):
             with contextlib.suppress(PlaidRelayError):
                 await call
     address = (plaid.url.rpartition(":")[0].removeprefix("http://"), int(plaid.url.rpartition(":")[2]))
-    assert recording.counts(OPERATIONS) == {
+    assert recording.counts(CALLS) == {
         (CREATE, "succeeded"): 1,
         ("OutcomeUnknownError", CREATE, "unknown"): 1,
         ("InvalidRequestError", GET, "failed"): 1,
@@ -56,7 +56,7 @@ async def test_units_and_boundaries(plaid, recording):
     """Durations are in seconds, with boundaries up to two minutes."""
     async with recording.client(plaid) as client:
         await client.relay.create([plaid.add_report()], "p")
-    for name in (REQUESTS, OPERATIONS, WAITS):
+    for name in (REQUESTS, CALLS, WAITS):
         (point,) = recording.points(name).values()
         assert recording.metrics[name].unit == "s"
         assert point.explicit_bounds[:2] == (0.005, 0.01)
@@ -118,7 +118,7 @@ async def test_metrics_without_traces(plaid, recording):
     async with recording.client(plaid, telemetry=telemetry) as client:
         await client.relay.create([plaid.add_report()], "p")
     assert recording.spans == []
-    assert recording.counts(OPERATIONS) == {(CREATE, "succeeded"): 1}
+    assert recording.counts(CALLS) == {(CREATE, "succeeded"): 1}
 
 
 async def test_a_closed_client_is_not_kept(plaid, recording):

@@ -218,7 +218,7 @@ async def test_a_batch_of_a_thousand(plaid, recording, every_log):
     assert len(failed) == counts["failed"] + counts["unknown"]
     assert not any(span.status.description or span.events for span in recording.spans)
     # The metrics count the same.
-    assert sum(recording.counts("plaid.client.operation.duration").values()) == 1000
+    assert sum(recording.counts("plaid.client.call.duration").values()) == 1000
     assert sum(recording.counts("http.client.request.duration").values()) == len(attempts)
     retries = recording.points("plaid.client.retries")
     assert sum(point.value for point in retries.values()) == sum(statistics.retries.values()) > 0
@@ -387,7 +387,7 @@ def test_the_global_providers():
     """They are used within a second after the program has set them, also if the client made calls before."""
     assert run(PROGRAM) == [
         "[None, 'traced', None, 'measured']",
-        "{'plaid.client.operation.duration': 1}",
+        "{'plaid.client.call.duration': 1}",
     ]
 
 

@@ -410,14 +410,14 @@ async def test_the_variable_prints_records(monkeypatch):
     assert count_of(lines, "INFO plaid_relay_async.batches: batch_start: ") == 2
     assert count_of(lines, "WARNING plaid_relay_async.calls: call_end: ") == 1
     lines = await stderr_of(monkeypatch, level="INFO")
-    assert count_of(lines, "attempt: ") == 0
+    assert count_of(lines, "attempt_end: ") == 0
     assert count_of(lines, "batch_start: ") == 2
 
 
 async def test_the_variable_is_read_when_a_client_is_created(monkeypatch):
     """A variable that is set after the import applies to the next client."""
     lines = await stderr_of(monkeypatch, later="{'PLAID_RELAY_LOG': 'debug'}")
-    assert count_of(lines, "attempt: ") == 2
+    assert count_of(lines, "attempt_end: ") == 2
     assert count_of(lines, "partner=ann") == 0
 
 
@@ -428,16 +428,16 @@ async def test_the_variable_does_not_raise_the_level(monkeypatch):
         logging.getLogger().addHandler(logging.StreamHandler(sys.stdout)),
     ]"""
     lines = await stderr_of(monkeypatch, level="info", before=before)
-    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 0)
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt_end: ")) == (2, 0)
     lines = await stderr_of(monkeypatch, level="info", before=before.replace("stdout", "stderr"))
-    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 3)
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt_end: ")) == (2, 3)
 
 
 async def test_the_variable_uses_a_handler_of_the_program(monkeypatch):
     """If a handler of the program writes to standard error, each record is written once, in its format."""
     before = "logging.basicConfig(format='MINE %(message)s')"
     lines = await stderr_of(monkeypatch, level="debug", before=before)
-    assert count_of(lines, "attempt: ") == 3
+    assert count_of(lines, "attempt_end: ") == 3
     assert all(line.startswith("MINE ") for line in lines)
 
 
@@ -445,13 +445,13 @@ async def test_the_variable_adds_a_handler_beside_others(monkeypatch):
     """A handler of the program that writes elsewhere, or only errors, is none for standard error."""
     for handler in ("logging.FileHandler(os.devnull)", "logging.StreamHandler()"):
         before = f"[h := {handler}, h.setLevel('ERROR'), logging.getLogger().addHandler(h)]"
-        assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
+        assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt_end: ") == 3
 
 
 async def test_the_variable_in_a_fork(monkeypatch):
     """A process that was forked after a client was created writes its own records, once."""
     before = "[RelayClient(Credentials('a', 'secret')), os.fork()]"
-    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 6
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt_end: ") == 6
 
 
 async def test_the_variable_with_another_stream(monkeypatch):
@@ -461,7 +461,7 @@ async def test_the_variable_with_another_stream(monkeypatch):
         sys.stderr.close(),
         setattr(sys, 'stderr', open(2, 'w', closefd=False)),
     ]"""
-    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt_end: ") == 3
 
 
 @pytest.mark.parametrize("value", ["warning", "1", "secret"])

@@ -84,7 +84,7 @@ def test_the_variable(start, spawn, monkeypatch, log_format):
     start()
     monkeypatch.setenv("PLAID_RELAY_LOG", "info")
     _, err = spawn(*CREATE, "ann", "--log-format", log_format).communicate()
-    assert (err.count("batch_start"), err.count("attempt: ")) == ({"text": 1, "json": 2}[log_format], 0)
+    assert (err.count("batch_start"), err.count("attempt_end: ")) == ({"text": 1, "json": 2}[log_format], 0)
 
 
 def test_an_invalid_variable(plaid, run, monkeypatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -369,7 +371,7 @@ async def main():
         await client.relay.create(["report"], "measured")
     print([span.attributes.get("plaid.partner") for span in exporter.get_finished_spans()])
     scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
-    measured = [metric for scope in scopes for metric in scope.metrics if "operation" in metric.name]
+    measured = [metric for scope in scopes for metric in scope.metrics if "call" in metric.name]
     print({metric.name: metric.data.data_points[0].count for metric in measured})
 
 asyncio.run(main())
@@ -389,6 +391,35 @@ def test_the_global_providers():
         "[None, 'traced', None, 'measured']",
         "{'plaid.client.call.duration': 1}",
     ]
+
+
+PRINTING = """
+import asyncio
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.simulator import Simulator
+
+async def main():
+    async with (
+        Simulator(reports=["report"]) as plaid,
+        RelayClient(Credentials("a", "secret"), base_url=plaid.url) as client,
+    ):
+        await client.relay.create(["report"], "printed")
+
+asyncio.run(main())
+"""
+
+
+def test_the_example_of_telemetry_md_prints_spans_and_metrics():
+    """The example that sets the global providers prints the spans and the metrics of a call."""
+    page = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    output = "\n".join(run(example + PRINTING))
+    for text in (
+        '"name": "plaid.credit_relay_create"',
+        '"plaid.partner": "printed"',
+        "plaid.client.call.duration",
+    ):
+        assert text in output
 
 
 MISSING = """

@@ -38,13 +38,13 @@ class Options:
         reports: tokens of reports that are ready from the start.
         faults: the fault script.
         latency: seconds before each request is handled, or a function that returns them.
-        allow_unclaimed: whether the test may end with tokens that its program hasn't received.
+        allow_lost_tokens: whether the test may end with tokens that its program hasn't received.
     """
 
     reports: Sequence[str] = ()
     faults: Sequence[Fault | WebhookFault] = ()
     latency: Callable[[], float] | float = 0.0
-    allow_unclaimed: bool = False
+    allow_lost_tokens: bool = False
 
     @classmethod
     def from_markers(cls, markers: Iterable[pytest.Mark]) -> Options:
@@ -131,24 +131,24 @@ class Scenario:
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the end of a test that passed."""
         for fault in self.simulator.unused_faults:
-            yield f"a scripted fault was never met: {fault!r}"
-        if self._options.allow_unclaimed:
+            yield f"a scripted fault never applied: {fault!r}"
+        if self._options.allow_lost_tokens:
             return
         received = self._watcher.received_tokens
         entries = [entry for entry in self.simulator.ledger if not entry["removed"]]
-        if unclaimed := [entry for entry in entries if entry["relay_token"] not in received]:
-            yield _describe_unclaimed(unclaimed)
+        if lost := [entry for entry in entries if entry["relay_token"] not in received]:
+            yield _describe_lost_tokens(lost)
 
 
-def _describe_unclaimed(entries: Sequence[Mapping[str, object]]) -> str:
-    """Return a text without tokens."""
+def _describe_lost_tokens(entries: Sequence[Mapping[str, object]]) -> str:
+    """Return a message about the tokens that doesn't contain them."""
     listed = entries[:_MAX_LISTED]
     calls = ", ".join(f"{entry['secondary_client_id']} ({entry['request_id']})" for entry in listed)
     more = f" and {len(entries) - _MAX_LISTED} others" if len(entries) > _MAX_LISTED else ""
     return (
-        f"relay tokens were issued that no client of this process has returned, for {calls}{more}; see 'Lost "
-        "tokens' in docs/testing.md. If the test loses them on purpose, or if its clients are in another "
-        "process, mark it with @pytest.mark.plaid(allow_unclaimed=True)"
+        f"relay tokens were lost: no client of this process has returned the tokens for {calls}{more}; see "
+        "'Lost tokens' in docs/testing.md. If the test loses them on purpose, or if its clients are in "
+        "another process, mark it with @pytest.mark.plaid(allow_lost_tokens=True)"
     )
 
 

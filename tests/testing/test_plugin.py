@@ -304,7 +304,9 @@ def test_a_fault_that_was_never_met_fails_the_test(suite):
     body = "plaid.fail(Fault(path='/credit/relay/get', status=500), WebhookFault(lose=True))"
     result = run_synchronous(suite, body)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*a scripted fault was never met: Fault(*", "*never met: WebhookFault(*"])
+    result.stdout.fnmatch_lines(
+        ["*a scripted fault never applied: Fault(*", "*never applied: WebhookFault(*"]
+    )
 
 
 LOSES_A_TOKEN = """
@@ -319,7 +321,7 @@ def test_a_token_that_no_client_returned_fails_the_test(suite):
     result = run_synchronous(suite, LOSES_A_TOKEN)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["*no client of this process has returned, for partner-1 (*); *allow_unclaimed=True)"]
+        ["*no client of this process has returned the tokens for partner-1 (*); *allow_lost_tokens=True)"]
     )
     assert "-sandbox-" not in str(result.stdout)
 
@@ -337,8 +339,8 @@ def test_many_lost_tokens_are_counted(suite):
 
 
 def test_a_test_may_be_allowed_to_lose_tokens(suite):
-    """With allow_unclaimed=True, a token may be lost."""
-    result = run_synchronous(suite, LOSES_A_TOKEN, "@pytest.mark.plaid(allow_unclaimed=True)")
+    """With allow_lost_tokens=True, a token may be lost."""
+    result = run_synchronous(suite, LOSES_A_TOKEN, "@pytest.mark.plaid(allow_lost_tokens=True)")
     result.assert_outcomes(passed=1)
 
 

@@ -1,6 +1,7 @@
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Body, FastAPI, HTTPException, Request
 
 from plaid_relay_async import OutcomeUnknownError, RelayClient
 
@@ -15,7 +16,9 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/partners/{partner_id}/token")
-async def share(partner_id: str, report_token: str, request: Request) -> dict[str, str]:
+async def share(
+    partner_id: str, report_token: Annotated[str, Body(embed=True)], request: Request
+) -> dict[str, str]:
     try:
         created = await request.app.state.plaid.relay.create([report_token], partner_id)
     except OutcomeUnknownError:

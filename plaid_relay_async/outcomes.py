@@ -110,7 +110,7 @@ _WORDS: Final[dict[type, str]] = {Failed: "failed", Unknown: "unknown", type(Non
 
 
 def outcome_word(outcome: object) -> str:
-    """Return the word for an outcome of any operation, or for none, as in `Statistics.outcomes`."""
+    """Return the name of an outcome, as in `Statistics.outcomes`; `None` is `not_attempted`."""
     return _WORDS.get(type(outcome), "succeeded")
 
 

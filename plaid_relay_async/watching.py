@@ -1,7 +1,7 @@
-"""What the testing kit watches: where clients send requests, and what their program receives.
+"""A hook for the testing kit: the addresses that clients call, and the results that the program receives.
 
-A test can't see from outside whether a token has reached the program, so the clients report it here. Nothing
-is watched unless the kit sets `watcher`, for the time of one test.
+A test can't observe whether a token has reached the program, so the clients report it here. The kit sets
+`watcher` while a test uses it; otherwise nothing is reported.
 """
 
 from typing import Protocol
@@ -15,7 +15,7 @@ class Watcher(Protocol):
         ...
 
     def add_received(self, result: object) -> None:
-        """Note a response, an outcome or the result of a batch: the program has it, or the journal has."""
+        """Note a response, an outcome or the result of a batch that the program or a journal has."""
         ...
 
 

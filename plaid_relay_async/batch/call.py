@@ -207,9 +207,9 @@ class TrackedCall(Generic[OutcomeT]):
                 self.outcome = evolve(outcome, journalled=recorder.journalled)
 
     def report_end(self) -> str:
-        """Report to the observer how the call ended, and return the word for it.
+        """Report the end of the call to the observer, and return the name of its outcome.
 
-        Report also that the journal may not have the outcome.
+        If the journal may not have the outcome, report this as well.
         """
         outcome: Any = self.outcome
         word = outcome_word(outcome)

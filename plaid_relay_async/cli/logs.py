@@ -67,7 +67,7 @@ def _exception_fields(record: logging.LogRecord) -> dict[str, str]:
 
 
 class LogHandler(logging.Handler):
-    """Writes log records to standard error; of text, each line as `sanitize` returns it.
+    """Writes log records to standard error, with each line of text sanitized.
 
     Attributes:
         write: writes the lines of all handlers of this class; see `writing_with`.

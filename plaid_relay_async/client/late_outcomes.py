@@ -71,10 +71,11 @@ class LateOutcomes:
 
 
 def _report_lost(observed: ObservedCall, outcome: LateOutcome, remark: str) -> None:
-    """Log an outcome that no code receives, and report a token that is lost with it to the event loop.
+    """Log an outcome that no code receives; if a token is lost, report it to the event loop as well.
 
-    By default, a program that hasn't configured `logging` shows no record of this package. But as asyncio
-    reports an exception that no code receives, the event loop's exception handler receives a lost token.
+    A program that hasn't configured `logging` shows no record of this package. So the message about a lost
+    token is also passed to the event loop's exception handler, without the token. asyncio does the same with
+    an exception that no code retrieves.
     """
     request_id = outcome.request_id
     if request_id is not None and observed.secret is not None:

@@ -162,7 +162,7 @@ _ERROR_FIELDS = (
 def error_of_response(
     endpoint: Endpoint[Any, Any], response: RawResponse, secrets: Iterable[str]
 ) -> PlaidRelayError:
-    """Return what a response without a success status means; `secrets` are redacted in its texts."""
+    """Return the error for a response without a success status, with `secrets` redacted in its texts."""
     attributes = _error_attributes(response, secrets)
     cls = error_class_for(attributes.get("error_type"), attributes.get("error_code"), response.status)
     error = cls(_error_text(response, attributes), **attributes | _own_advice(response.status, attributes))

@@ -1,8 +1,8 @@
 """The spans of the gateway, by opentelemetry-api, which the extra `otel` installs.
 
-Each call has a SERVER span in the trace of its caller, and in it a CLIENT span for its attempt at Plaid. The
-attempt has the metrics of a client's attempt, too. The spans follow OpenTelemetry's conventions for HTTP. All
-that a caller can choose in them is the trace, and a method and a path from lists of known ones.
+Each call has a SERVER span in the trace of its caller, and a child span of kind CLIENT for its request to
+Plaid. The request is also recorded in the metrics of a client's attempts. The spans follow OpenTelemetry's
+conventions for HTTP. A caller can only choose the trace, and a method and a path from lists of known ones.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _end_call(span: trace.Span, record: AuditRecord, failure: str | None) -> Non
 
 
 def _error_of_attempt(attempt: TracedAttempt) -> PlaidRelayError | None:
-    """Return the error that the response to an attempt means for a client, or `None` if it is a success."""
+    """Return the error that a client would raise for the response, or `None` if it is a success."""
     response = attempt.response
     assert response is not None  # noqa: S101  # otherwise the attempt has raised an error
     if 200 <= response.status < 300:
@@ -136,7 +136,7 @@ def _error_of_attempt(attempt: TracedAttempt) -> PlaidRelayError | None:
 
 
 def _result_of(error: PlaidRelayError | None) -> tuple[str, str | None]:
-    """Return what an attempt proves that ended with an error, or with none, and the class of the error."""
+    """Return the certainty of an attempt and the class of its error; `None` means that it succeeded."""
     if error is None:
         return Certainty.DEFINITIVE.value, None
     return certainty_of(error).value, type(error).__name__

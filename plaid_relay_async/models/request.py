@@ -52,13 +52,13 @@ def _check_unknown(record: type, extra: Mapping[str, Any], prefix: str) -> None:
 @strip_init_traceback
 @frozen(kw_only=True)
 class PlaidRequest:
-    """What all requests have in common.
+    """The base class of all requests.
 
     Attributes:
         extra: fields to add to the body, such as those that Plaid has added since this release: a mapping of
             names to JSON values, in which a `Decimal` is a number. Fields of an object that the request has,
-            such as `options`, are added to that object. It is sent with every attempt, and belongs neither to
-            what identifies a request in a batch nor to what a journal records. No repr shows it.
+            such as `options`, are added to that object. Every attempt sends these fields. A batch doesn't
+            compare them to detect duplicates, a journal doesn't record them, and no repr shows them.
 
     Raises:
         RequestValidationError: `extra` isn't such a mapping, or contains `client_id`, `secret` or a field

@@ -1,4 +1,4 @@
-"""What the package reports about its calls while they run: to the log, to callbacks, to OpenTelemetry."""
+"""Reports about calls while they run: to the log, to callbacks and to OpenTelemetry."""
 
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd
 from plaid_relay_async.telemetry.logs import (

@@ -14,19 +14,19 @@ _IDENTIFIER: Final = re.compile(r"[\w.:-]*", re.ASCII)
 
 
 def redact_name(value: str | None) -> str | None:
-    """Return an identifier that the caller has chosen, which may be a token by mistake."""
+    """Return an identifier that the caller has chosen; hide it if it may be a token."""
     return None if value is None else escape_unprintable(redact_identifier(value))
 
 
 def redact_id(value: str | None) -> str | None:
-    """Return an identifier that a server has sent; hide it if it is a text, which may quote the request."""
+    """Return an identifier that a server has sent; hide a text, because it may quote the request."""
     if value is None or _IDENTIFIER.fullmatch(value):
         return redact_name(value)
     return REDACTED
 
 
 def redact_run(value: str | None) -> str | None:
-    """Return the name of a run, which may be `nightly-production-2026`."""
+    """Return a run name with tokens redacted; keep names such as `nightly-production-2026`."""
     return None if value is None else escape_unprintable(redact_credentials(value))
 
 
@@ -38,14 +38,14 @@ class AttemptEnd:
 
     Attributes:
         operation: the path of the operation, such as `/credit/relay/create`.
-        call_id: an identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
+        call_id: the identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
             the position of the request in the input, from 1.
-        batch_id: an identifier of the batch.
-        run: the run name of the journal.
-        partner: the `secondary_client_id` of a creation.
+        batch_id: the identifier of the batch; `None` for a single call.
+        run: the run name of the journal; `None` without a journal.
+        partner: the `secondary_client_id` of a creation; `None` for other operations.
         attempt: the number of the attempt in its call, from 1.
-        status: the HTTP status of the response.
-        error_code: Plaid's `error_code`, or the name of the error's class.
+        status: the HTTP status of the response; `None` if no response arrived.
+        error_code: Plaid's `error_code`, or the name of the error's class; `None` without an error.
         request_id: Plaid's ID of the request.
         certainty: what the end of the attempt proves: `not_sent`, `declined`, `definitive`, `in_doubt`, or
             `cancelled`.
@@ -73,15 +73,15 @@ class CallEnd:
 
     Attributes:
         operation: the path of the operation, such as `/credit/relay/create`.
-        call_id: an identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
+        call_id: the identifier of the call, as in the log. In a batch, it is that of the batch, a hyphen, and
             the position of the request in the input, from 1.
-        batch_id: an identifier of the batch.
-        run: the run name of the journal.
-        partner: the `secondary_client_id` of a creation.
+        batch_id: the identifier of the batch; `None` for a single call.
+        run: the run name of the journal; `None` without a journal.
+        partner: the `secondary_client_id` of a creation; `None` for other operations.
         attempts: the number of attempts of the call, including those that weren't sent; 0 if the journal had
             the outcome.
         status: the HTTP status of the response, if the call failed.
-        error_code: Plaid's `error_code`, or the name of the error's class.
+        error_code: Plaid's `error_code`, or the name of the error's class; `None` without an error.
         request_id: Plaid's ID of the request.
         outcome: how the call ended: `succeeded`, `failed`, `unknown`, `cancelled`, or, in a batch,
             `not_attempted`.

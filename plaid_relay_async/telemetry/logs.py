@@ -1,7 +1,7 @@
 """The log: the loggers, and the records about calls and batches, without secrets.
 
-`Fields` lists everything that a record may say. Each record that `log` writes has all of these fields, so a
-format string can use any of them.
+`Fields` lists the fields of a record. Each record that `log` writes has all of them, so a format string can
+use any of them.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Fields:
     """The fields of a log record; as attributes of the record, their names begin with `plaid_`.
 
     Attributes:
-        event: what has happened: `attempt_end`, `retry`, `call_end`, `callback_error`, `late_outcome`,
+        event: the name of the event: `attempt_end`, `retry`, `call_end`, `callback_error`, `late_outcome`,
             `write_lost`, `batch_start` or `batch_end`.
         operation: the path of the operation, such as `/credit/relay/create`.
-        call_id: an identifier of the call, which all its records have. In a batch, it is that of the batch, a
-            hyphen, and the position of the request in the input, from 1.
-        batch_id: an identifier of the batch.
+        call_id: the identifier of the call, the same in all its records. In a batch, it is that of the batch,
+            a hyphen, and the position of the request in the input, from 1.
+        batch_id: the identifier of the batch.
         run: the run name of the journal.
         partner: the `secondary_client_id` of a creation.
         attempt: the number of the attempt in its call, from 1.
@@ -63,7 +63,7 @@ class Fields:
         certainty: what the end of the attempt proves: a `Certainty`, or `cancelled`.
         outcome: how the call ended: `succeeded`, `failed`, `unknown`, `cancelled` or `not_attempted`.
         duration: seconds that the attempt, the call or the batch took.
-        wait: seconds until the next attempt at the earliest.
+        wait: the minimum number of seconds until the next attempt.
         succeeded: the number of calls of the batch that succeeded.
         failed: the number of calls that failed.
         unknown: the number of calls whose outcome is unknown.
@@ -103,7 +103,7 @@ def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **f
     """
     if not logger.isEnabledFor(level):
         return
-    # A handler, a filter or a record factory of the program may raise, and must not take an outcome away.
+    # An exception of a handler, a filter or a record factory of the program must not replace the outcome.
     with contextlib.suppress(Exception, asyncio.CancelledError):
         values = _loggable_values(event, fields)
         extra = {_PREFIX + name: value for name, value in values.items()}
@@ -131,7 +131,7 @@ def _loggable_values(event: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loggable(_: object, field: Attribute[Any], value: Any) -> Any:
-    """Return a value, which a server or the caller may have chosen, and which may be a token by mistake."""
+    """Return the value of a field with secrets hidden, or a float rounded to microseconds."""
     if isinstance(value, str) and field.name in _REDACTIONS:
         return _REDACTIONS[field.name](value)
     return round(value, 6) if isinstance(value, float) else value
@@ -169,7 +169,7 @@ def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time of the record: pytest replaces it, and closes it later."""
+    """Writes to the current `sys.stderr`, because pytest replaces it, and closes the replacement later."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -1,7 +1,7 @@
-"""The observer of a client: the transport, tracked calls and batches report to it what happens.
+"""The observer of a client, to which the transport, tracked calls and batches report events.
 
-It reports to the log, to the client's callbacks and to OpenTelemetry, and counts the outcomes for
-`Statistics`. All of them get the same facts, so they agree about each attempt and each call.
+It passes the events to the log, to the client's callbacks and to OpenTelemetry, and counts the outcomes for
+`Statistics`. All of them get the same information, so they agree about each attempt and each call.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _new_id() -> str:
 
 @define(eq=False, repr=False)
 class Observer:
-    """What a client's transport and batches report to.
+    """Receives the events of a client's transport and batches.
 
     Attributes:
         on_attempt_end: the caller's function for the end of each attempt, if there is one.
@@ -78,7 +78,7 @@ class Observer:
         self.has_callback = self.on_attempt_end is not None or self.on_call_end is not None
 
     def start_call(self, operation: str, request: object, run: str | None = None) -> ObservedCall:
-        """Return a call outside of a batch, which starts; report its end to it.
+        """Start a call outside of a batch, and return the object to which its events are reported.
 
         Args:
             operation: the path of the operation.
@@ -92,7 +92,7 @@ class Observer:
         return call
 
     def new_batch(self, operation: str, run: str | None) -> CallGroup:
-        """Return a batch; report its start and its end to it."""
+        """Return a batch, to which its start and its end are reported."""
         return CallGroup(self, operation, run, _new_id())
 
 
@@ -105,10 +105,10 @@ class CallGroup:
         operation: the path of the operation.
         run: the run name of the journal.
         batch_id: the identifier of the batch.
-        otel: the connection to OpenTelemetry, if it is active.
-        detailed: whether the ends of attempts and of successful calls are reported, too. Otherwise only
-            retries and unknown outcomes are.
-        span: the span of the batch, if OpenTelemetry is active.
+        otel: the connection to OpenTelemetry, if a provider is set.
+        detailed: whether the ends of attempts and of all calls are reported. Otherwise, only retries and
+            unknown outcomes are.
+        span: the span of the batch, if a provider is set.
     """
 
     observer: Observer
@@ -153,10 +153,10 @@ class CallGroup:
 
 @define(eq=False, repr=False)
 class ObservedCall:
-    """A call, to whose attempts, retries and end the observer listens.
+    """A call, to which its attempts, its retries and its end are reported.
 
     Attributes:
-        group: the batch, or what stands for it.
+        group: the batch, or the group of a single call.
         request: the request of the call.
         detailed: see `CallGroup`.
         number: the position of the request in the input of the batch, from 1; 0 outside of a batch.
@@ -194,7 +194,7 @@ class ObservedCall:
     # -------------------------------------------------------------------------------------- the events
 
     def attempt_admitted(self, wait: float) -> None:
-        """Report the seconds that an attempt has waited until it may start."""
+        """Report that an attempt may start, and the seconds that it has waited for this."""
         if self._trace is not None:
             self._trace.admitted(wait)
 
@@ -203,7 +203,7 @@ class ObservedCall:
         return (self._trace and self._trace.start_attempt(number - 1)) or {}
 
     def response_received(self) -> None:
-        """Report that nothing of an attempt is in flight any more, whether or not a response arrived."""
+        """Report that an attempt is no longer in flight, whether or not a response arrived."""
         if self._trace is not None:
             self._trace.leave_attempt()
 
@@ -261,7 +261,7 @@ class ObservedCall:
 
         Args:
             outcome: how it ended; see `CallEnd`.
-            result: its error, or what may have it as the attribute `error`.
+            result: its error, its response, or an outcome, which may have the attribute `error`.
             attempts: the number of its attempts.
             started_at: the event loop's time at which it started.
         """
@@ -284,7 +284,7 @@ class ObservedCall:
         fields = self._end_fields(outcome, _error_of(result), attempts, started_at)
         self.log(logging.WARNING, "write_lost", logger=JOURNAL, run=self.group.run, **fields)
 
-    # ------------------------------------------------------------------------------------- the listeners
+    # ------------------------------------------------------------------------------------- the receivers
 
     def log(self, level: int, event: str, *, logger: logging.Logger = CALLS, **fields: Any) -> None:
         """Log an event of the call; see `logs.log`."""
@@ -320,7 +320,7 @@ class ObservedCall:
         return {"outcome": outcome, "attempts": attempts, "duration": duration, **fields}
 
     def _run_callback(self, name: str, callback: Callable[[E], object] | None, event: E) -> None:
-        """Call a function of the caller. What it raises is logged, and never changes the outcome."""
+        """Call a function of the caller; log its exception, which never changes the outcome."""
         if callback is None:
             return
         try:

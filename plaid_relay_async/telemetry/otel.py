@@ -2,7 +2,7 @@
 
 The names are those of the semantic conventions 1.44 for HTTP, and `plaid.*` for what they don't have. No
 attribute has a token, a secret, a body, a header or the text of an error. The attributes of metrics have no
-identifiers either, so that their number is bounded.
+identifiers either, so the number of series is bounded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
 def _does_nothing(provider: object) -> bool:
-    """Return whether a provider is one of the API itself: no SDK is configured, or it is switched off."""
+    """Return whether a provider is one of the API, which records nothing: no SDK is set, or it is off."""
     return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
 
@@ -69,7 +69,7 @@ def _attributes(**values: AttributeValue | None) -> Attributes:
 def _error_type(end: AttemptEnd) -> str | None:
     """Return the value of `error.type` for an attempt: the status of an error, or the class of its error.
 
-    With another status, the error has no code that the server has chosen.
+    `error_code` is only used if the status is a success or there is no status. Then it isn't a server's code.
     """
     return str(end.status) if end.status is not None and end.status >= 300 else end.error_code
 
@@ -77,7 +77,7 @@ def _error_type(end: AttemptEnd) -> str | None:
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
     """Return a method that returns `None` if a processor or a sampler of the program raises an exception.
 
-    It must not take an outcome away.
+    Such an exception must not replace the outcome of a call.
     """
 
     @functools.wraps(method)
@@ -185,7 +185,7 @@ class OpenTelemetry:
         self.rate_sources: Final[WeakSet[RateSource]] = WeakSet()
 
     def is_active(self) -> bool:
-        """Return whether a provider receives anything; the program may set the global ones at any time."""
+        """Return whether there is a provider; the program may set the global ones at any time."""
         if not self.traces or self.instruments is None:
             time = monotonic()
             if time >= self._next_lookup:
@@ -293,7 +293,7 @@ class CallTrace:
 
     @_harmless
     def leave_attempt(self) -> None:
-        """Restore the context that `start_attempt` has replaced: nothing is in flight any more."""
+        """Restore the context that `start_attempt` has replaced: the attempt is no longer in flight."""
         if self._token is not None:  # `start_attempt` didn't raise
             otel_context.detach(self._token)
             self._token = None

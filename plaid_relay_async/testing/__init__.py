@@ -1,4 +1,4 @@
-"""What tests import, and what the pytest plugin uses; see `docs/testing.md`.
+"""The names that tests import, and the modules of the pytest plugin; see `docs/testing.md`.
 
 The plugin itself is the module `_plaid_relay_async_pytest`. It is outside of the package, so that pytest can
 load it in each run without importing the package.

@@ -1,6 +1,6 @@
-"""What the clients of a test do: the addresses that they call, and the relay tokens that they return.
+"""Watches the clients of a test: the addresses that they call, and the relay tokens that they return.
 
-The simulator's ledger has all tokens that were issued. The difference is what the program has lost.
+The simulator's ledger has all tokens that were issued. Those that no client has returned are lost.
 """
 
 from __future__ import annotations

@@ -13,14 +13,14 @@ class PatchedSessionWarning(UserWarning):
 
 
 PATCHED_SESSION = (
-    "aiohttp.ClientSession is patched, as aioresponses does it, and a request reached the simulator all the "
-    "same: by default, RelayClient doesn't send its requests through ClientSession. Script the responses "
-    "with @pytest.mark.plaid(faults=[...]) instead. If the patch is for other servers, ignore this warning"
+    "aiohttp.ClientSession is patched, for example by aioresponses, but a request reached the simulator: by "
+    "default, RelayClient doesn't send its requests through ClientSession. For error responses, use "
+    "@pytest.mark.plaid(faults=[...]). If the patch is for other servers, ignore this warning"
 )
 
 
 def is_session_patched() -> bool:
-    """Return whether another function than aiohttp's own receives the requests of a `ClientSession`."""
-    # The wrappers of wrapt, which call aiohttp's function, show its code. A mock has other code, or none.
+    """Return whether the function that sends the requests of a `ClientSession` isn't aiohttp's own."""
+    # A wrapper of wrapt calls aiohttp's function and has its `__code__`. A mock has other code, or none.
     code = getattr(aiohttp.ClientSession._request, "__code__", None)  # noqa: SLF001  # what such libraries patch
     return code is None or code.co_filename != aiohttp.client.__file__

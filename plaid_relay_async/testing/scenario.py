@@ -1,4 +1,4 @@
-"""One test that uses a simulator: what its markers say, its environment, and the checks at its end."""
+"""One test that uses a simulator: its options, its environment, and the checks at its end."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Scenario:
         return latency() if callable(latency) else latency
 
     def problems(self) -> Iterable[str]:
-        """Yield what is wrong with the end of a test that passed."""
+        """Yield the problems at the end of a test that passed."""
         for fault in self.simulator.unused_faults:
             yield f"a scripted fault never applied: {fault!r}"
         if self._options.allow_lost_tokens:

@@ -463,8 +463,8 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
 
     Args:
         call: the call.
-        result: its response, its error, or any other exception that ended it. If the call was cancelled,
-            what is known of it; `None` for nothing.
+        result: its response, its error, or any other exception that ended it. If the call was cancelled, its
+            late response or error; `None` if there is none.
         started: the event loop's time at which the call started.
     """
     outcome = outcome_of(result, is_safe=call.endpoint.idempotency is Idempotency.SAFE)

@@ -38,7 +38,7 @@ class ClientOptions:
         proxy: the URL of a proxy, or the file with it.
         timeout: seconds for one call with all its attempts.
         verbose: whether to log each attempt, retry and outcome.
-        log_format: the format of log records.
+        log_format: the format of the lines on standard error.
     """
 
     base_url: BaseURL = None

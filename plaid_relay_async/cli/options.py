@@ -50,7 +50,7 @@ Verbose: TypeAlias = Annotated[
 ]
 LogFormat: TypeAlias = Annotated[
     Literal["text", "json"],
-    Parameter(name="--log-format", help="Format of log records on standard error."),
+    Parameter(name="--log-format", help="Format of the lines on standard error."),
 ]
 Strict: TypeAlias = Annotated[
     bool, Parameter(negative="", help="Reject reports that differ from Plaid's specification.")

@@ -86,7 +86,7 @@ class RelayClient:
             with the operation, the partner and the request ID, and without the token.
         on_attempt_end: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
         on_call_end: a function, not async, that is called with a `CallEnd` at the end of each call, also in a
-            batch. What it or `on_attempt_end` raises is logged, and changes nothing.
+            batch. An exception of it or of `on_attempt_end` is logged, and changes nothing.
         telemetry: settings of OpenTelemetry, with the extra `otel`. By default, its global providers receive
             traces and metrics, if the program has configured them.
         application: the name and the version of your application, such as `("loan-service", "1.4")`, which
@@ -213,16 +213,16 @@ class RelayClient:
     ) -> Self:
         """Return a client with other settings and the same connection pool.
 
-        It isn't opened or closed: it can be used while this client is open, and closing this client ends its
-        calls as well. All other settings are those of this client, including its callbacks, and so are the
-        counters of `statistics()`.
+        Use the new client while this one is open, and don't open or close it. Closing this client ends the
+        calls of both. The new client has all other settings of this one, including the callbacks, and both
+        have the same counters in `statistics()`.
 
         Without `credentials`, both clients also share the rate limiter, pauses and adaptive rates. With other
-        credentials they share none of these, so keep the client for as long as you need the credentials.
+        credentials they share none of these. So keep the new client while you use the credentials.
 
         Args:
-            timeouts: replaces all timeouts, except that `idle` and, for `close()`, `drain` are those of the
-                pool.
+            timeouts: replaces all timeouts, except for `idle`. `close()` of this client waits for its own
+                `drain`.
             retry: the retry policy.
             credentials: other credentials in the same environment: `Credentials`, or an async callable.
             rate_limiter: the rate limiter of these credentials; by default they have none.

@@ -162,12 +162,6 @@ def error_fields(error: BaseException | None) -> dict[str, Any]:
     return {"error_code": reason_of(error), **attributes}
 
 
-def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
-    """Return the fields that identify a call; of a creation they include the partner."""
-    partner = getattr(request, "secondary_client_id", None)
-    return {"operation": path, "call_id": call_id, "partner": partner}
-
-
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to the current `sys.stderr`, because pytest replaces it, and closes the replacement later."""
 

@@ -25,7 +25,6 @@ from plaid_relay_async.telemetry.logs import (
     BATCHES,
     CALLS,
     JOURNAL,
-    call_fields,
     error_fields,
     log,
     message_of,
@@ -179,6 +178,7 @@ class ObservedCall:
                 self.group.operation,
                 self.group.span,
                 call_id=self.call_id,
+                batch_id=self.group.batch_id,
                 run=redact_run(self.group.run),
                 partner=redact_name(self._partner),
             )
@@ -272,7 +272,7 @@ class ObservedCall:
         error = _error_of(result)
         fields = self._end_fields(outcome, error, attempts, started_at)
         level = logging.WARNING if outcome == "unknown" else logging.DEBUG
-        self.log(level, "call_end", run=self.group.run, **fields)
+        self.log(level, "call_end", **fields)
         if self.detailed:
             end = CallEnd(**self._identity, **fields)
             if self._trace is not None:
@@ -282,7 +282,7 @@ class ObservedCall:
     def write_lost(self, outcome: str, result: Any, attempts: int, started_at: float) -> None:
         """Report that the journal may not have the outcome of the call; see `ended`."""
         fields = self._end_fields(outcome, _error_of(result), attempts, started_at)
-        self.log(logging.WARNING, "write_lost", logger=JOURNAL, run=self.group.run, **fields)
+        self.log(logging.WARNING, "write_lost", logger=JOURNAL, **fields)
 
     # ------------------------------------------------------------------------------------- the receivers
 
@@ -290,13 +290,12 @@ class ObservedCall:
         """Log an event of the call; see `logs.log`."""
         if not logger.isEnabledFor(level):
             return
-        identity = call_fields(self.group.operation, self.request, self.call_id)
         with contextlib.nullcontext() if self._trace is None else self._trace.as_current():
-            log(logger, level, event, **identity, **fields)
+            log(logger, level, event, **self._identity, **fields)
 
     def message_of(self, event: str, **fields: Any) -> str:
         """Return the message of a record about the call; see `logs.log`."""
-        return message_of(event, **call_fields(self.group.operation, self.request, self.call_id), **fields)
+        return message_of(event, **self._identity, **fields)
 
     @property
     def _identity(self) -> dict[str, Any]:

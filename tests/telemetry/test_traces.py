@@ -209,6 +209,7 @@ async def test_a_batch_of_a_thousand(plaid, recording, every_log):
     assert outcomes == statistics.outcomes
     numbers = [call.attributes["plaid.call_id"].rpartition("-") for call in calls]
     assert {batch_id for batch_id, _, _ in numbers} == {batch.attributes["plaid.batch_id"]}
+    assert {call.attributes["plaid.batch_id"] for call in calls} == {batch.attributes["plaid.batch_id"]}
     assert {int(number) for _, _, number in numbers} == set(range(1, 1001))
     # Each attempt belongs to a call, and the calls' numbers of attempts add up to those of the server.
     assert Counter(attempt.parent.span_id for attempt in attempts) == {

@@ -387,9 +387,9 @@ class Transport:
         # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
-        if call.observed.detailed:
-            self._start_observed_attempt(call, authentication, attempt)
         try:
+            if call.observed.detailed:
+                self._start_observed_attempt(call, authentication, attempt)
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
             # If the task is cancelled, the drain waits for the attempt, as a batch does for its attempts.

@@ -14,8 +14,10 @@ import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
 from journal_support import KEY
-from opentelemetry import trace
+from opentelemetry import baggage, trace
+from opentelemetry.context import attach, detach
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
@@ -296,6 +298,22 @@ async def test_traceparent_is_sent_only_if_switched_on(plaid, recording, direct,
     assert not any(
         name in request.headers for request in plaid.requests for name in ("baggage", "tracestate")
     )
+
+
+async def test_the_state_of_a_trace_is_propagated_and_baggage_is_not(plaid, recording):
+    """`tracestate` is part of the trace; baggage may have anything that the program has put there."""
+    headers = {"traceparent": f"00-{1:032x}-{2:016x}-01", "tracestate": "vendor=value"}
+    context = baggage.set_baggage("user", "canary-name", extract(headers))
+    token = attach(context)
+    try:
+        async with recording.client(plaid, telemetry=recording.telemetry(propagate=True)) as client:
+            await client.relay.create([plaid.add_report()], "p")
+    finally:
+        detach(token)
+    sent = plaid.requests[0].headers
+    assert sent["tracestate"] == "vendor=value"
+    assert sent["traceparent"].startswith(f"00-{1:032x}-")
+    assert "baggage" not in sent
 
 
 async def test_a_trace_that_is_not_sampled(plaid):

@@ -6,14 +6,13 @@ package, and imports the package only for a test that uses one of the fixtures.
 
 from __future__ import annotations
 
-import inspect
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator
+    from collections.abc import AsyncIterator, Generator
 
     from pluggy import Result
 
@@ -29,10 +28,12 @@ _MARKER = (
 # fixtures of its own with the public names.
 _SCENARIO_FIXTURE, _SERVER_FIXTURE = "_plaid_scenario", "_plaid_server"
 _ASYNCIO_FIXTURES = "plaid_relay_async_asyncio_fixtures"
+_LOOP_SCOPE_SETTING = "asyncio_default_test_loop_scope"
 _LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
-_patch = pytest.StashKey[pytest.MonkeyPatch]()
+# In the stash of the session: the test that is running, whether its function and subtests passed; the server.
 _scenario = pytest.StashKey["Scenario"]()
+_passed = pytest.StashKey[list[bool]]()
 _server = pytest.StashKey["SimulatorThread"]()
 
 
@@ -42,14 +43,20 @@ _server = pytest.StashKey["SimulatorThread"]()
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker and, if pytest-asyncio is active, the fixtures that it runs."""
     config.addinivalue_line("markers", _MARKER)
-    asyncio_plugin = config.pluginmanager.get_plugin("asyncio")
-    fixture = getattr(asyncio_plugin, "fixture", None)
-    if fixture is not None and "loop_scope" in inspect.signature(fixture).parameters:
-        config.pluginmanager.register(_asyncio_fixtures(fixture), _ASYNCIO_FIXTURES)
+    try:
+        config.getini(_LOOP_SCOPE_SETTING)
+    except ValueError:  # pytest-asyncio isn't active, or is too old
+        return
+    import pytest_asyncio
+
+    config.pluginmanager.register(_asyncio_fixtures(pytest_asyncio.fixture), _ASYNCIO_FIXTURES)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the server of the session."""
+    """Stop the server of the session, and end a test whose teardown was left out because of Ctrl-C."""
+    if _scenario in config.stash:
+        config.stash[_scenario].end()
+        del config.stash[_scenario]
     if _server in config.stash:
         config.stash[_server].__exit__(None, None, None)
         del config.stash[_server]
@@ -66,81 +73,62 @@ def _running_server(config: pytest.Config) -> SimulatorThread:
 # ------------------------------------------------------------------------------------------------ one test
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Prepare a test that uses the fixtures, before any of its fixtures is set up.
 
     A fixture that creates a client may be set up before the simulator's, and must not find real credentials.
     """
-    names = {_SCENARIO_FIXTURE, _SERVER_FIXTURE}.intersection(getattr(item, "fixturenames", ()))
-    if not names:
-        return
-    scenario = _prepare(item)
-    if _SERVER_FIXTURE in names:
-        server = _running_server(item.config)
-        server.run(server.reset(**scenario.state))
-        _use_simulator(item, server)
+    if {_SCENARIO_FIXTURE, _SERVER_FIXTURE}.intersection(getattr(item, "fixturenames", ())):
+        _current_scenario(item)
 
 
-def _prepare(item: pytest.Item) -> Scenario:
-    """Return the scenario of a test, and begin it if a fixture is the first to need it."""
-    if _scenario not in item.stash:
+def _current_scenario(item: pytest.Item) -> Scenario:
+    """Return the scenario of the running test, which begins with the first fixture that needs it."""
+    stash = item.config.stash
+    if _scenario not in stash:
         from plaid_relay_async.testing.scenario import Options, Scenario
 
         try:
             options = Options.from_markers(item.iter_markers("plaid"))
         except ValueError as error:
-            pytest.fail(str(error), pytrace=False)
-        item.stash[_scenario] = scenario = Scenario(options)
-        item.stash[_patch] = patch = pytest.MonkeyPatch()
-        scenario.claims.record(patch)
-        _set_environment(patch, scenario)
-    return item.stash[_scenario]
-
-
-def _use_simulator(item: pytest.Item, simulator: SimulatorThread) -> None:
-    scenario = item.stash[_scenario]
-    scenario.simulators.append(simulator)
-    _set_environment(item.stash[_patch], scenario)
-
-
-def _set_environment(patch: pytest.MonkeyPatch, scenario: Scenario) -> None:
-    for name, value in scenario.environment.items():
-        if value is None:
-            patch.delenv(name, raising=False)
-        else:
-            patch.setenv(name, value)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        uses_server = _SERVER_FIXTURE in getattr(item, "fixturenames", ())
+        stash[_scenario] = Scenario(options, _running_server(item.config) if uses_server else None)
+        stash[_passed] = []
+    return stash[_scenario]
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Note whether the test function passed; what is wrong after a failure only distracts from it."""
-    if call.when == "call" and _scenario in item.stash:
-        item.stash[_scenario].passed = call.excinfo is None
+    """Note whether the test function, or a subtest, passed."""
+    if call.when == "call" and _scenario in item.config.stash:
+        item.config.stash[_passed].append(call.excinfo is None)
 
 
-# Of the old style, because pluggy before 1.2 rejects a module with wrappers of the new style.
+# Of the old style: pytest 7 loads this module as well, and its pluggy may reject wrappers of the new style.
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Result[None], None]:
     """Check the end of a test when its fixtures are torn down, and restore the environment."""
     outcome = yield
-    if _scenario not in item.stash:
+    stash = item.config.stash
+    if _scenario not in stash:
         return
-    scenario = item.stash[_scenario]
-    item.stash[_patch].undo()
-    del item.stash[_scenario], item.stash[_patch]
+    scenario, passed = stash[_scenario], stash[_passed]
+    del stash[_scenario]
+    scenario.end()
     if outcome.excinfo is None:
         try:
-            _check_end(item, scenario)
+            # What is wrong after a failure is a consequence of it, and would only distract from it.
+            _check_end(item, scenario, passed=bool(passed) and all(passed))
         except BaseException as error:  # noqa: BLE001  # pluggy would warn about an exception of a wrapper
             outcome.force_exception(error)
 
 
-def _check_end(item: pytest.Item, scenario: Scenario) -> None:
+def _check_end(item: pytest.Item, scenario: Scenario, *, passed: bool) -> None:
     if scenario.bypassed_patch:
         from plaid_relay_async.testing.interception import PATCHED_SESSION, PatchedSessionWarning
 
         item.warn(PatchedSessionWarning(PATCHED_SESSION))
-    problems = [*scenario.problems()] if scenario.passed else []
+    problems = [*scenario.problems()] if passed else []
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 
@@ -150,7 +138,7 @@ def _check_end(item: pytest.Item, scenario: Scenario) -> None:
 
 @pytest.fixture(name=_SCENARIO_FIXTURE)
 def _plaid_scenario(request: pytest.FixtureRequest) -> Scenario:
-    return _prepare(request.node)
+    return _current_scenario(request.node)
 
 
 @pytest.fixture(scope="session", name=_SERVER_FIXTURE)
@@ -159,16 +147,12 @@ def _plaid_server(pytestconfig: pytest.Config) -> SimulatorThread:
 
 
 @pytest.fixture
-def plaid_simulator(request: pytest.FixtureRequest, _plaid_scenario: Scenario) -> Iterator[SimulatorThread]:
-    """A new simulator of Plaid for the test, with the environment variables of its clients.
+def plaid_simulator(_plaid_scenario: Scenario) -> SimulatorThread:
+    """The test's simulator of Plaid: a new one, or that of the session if the test uses it.
 
     It runs in a thread: so a test may use pytest-asyncio, anyio or no event loop at all.
     """
-    from plaid_relay_async.testing import SimulatorThread
-
-    with SimulatorThread(**_plaid_scenario.state) as simulator:
-        _use_simulator(request.node, simulator)
-        yield simulator
+    return _plaid_scenario.simulator
 
 
 @pytest.fixture(scope="session")
@@ -193,12 +177,16 @@ def _client_fixture(request: pytest.FixtureRequest) -> str:
     """
     marker = request.node.get_closest_marker("asyncio")
     if marker is not None and request.config.pluginmanager.has_plugin(_ASYNCIO_FIXTURES):
-        scope = marker.kwargs.get("loop_scope") or request.config.getini("asyncio_default_test_loop_scope")
+        scope = marker.kwargs.get("loop_scope") or request.config.getini(_LOOP_SCOPE_SETTING)
         return _asyncio_name(scope)
     if "anyio_backend" in request.fixturenames:
+        if request.getfixturevalue("anyio_backend_name") != "asyncio":
+            pytest.fail('RelayClient needs asyncio: let anyio_backend return "asyncio"', pytrace=False)
         return "_relay_client_anyio"
     return pytest.fail(
-        "relay_client is for asynchronous tests, of pytest-asyncio (1.0 or newer) or of anyio", pytrace=False
+        "relay_client is for asynchronous tests, of pytest-asyncio (1.0 or newer) or of anyio. In another "
+        "test, use plaid_simulator, and open a RelayClient in the event loop that uses it",
+        pytrace=False,
     )
 
 

@@ -22,6 +22,7 @@ import aiohttp
 from aiohttp.helpers import basicauth_from_netrc, get_env_proxy_for_url, netrc_from_env
 from yarl import URL
 
+from plaid_relay_async import watching
 from plaid_relay_async.cancellation import run_to_completion
 from plaid_relay_async.config import check_count, check_tls, check_type
 from plaid_relay_async.deadlines import GRACE_ITERATIONS, DeadlineTimer
@@ -212,6 +213,7 @@ class SessionManager:
         Raises:
             ClientClosedError: it isn't open, it was opened in another event loop or process, or the session
                 that it borrowed has been closed.
+            ConfigurationError: a test with the testing kit uses a client of another machine.
         """
         if self._state is not SessionState.OPEN or self._session is None:
             raise ClientClosedError(f"this client is {self._state.value}")
@@ -223,6 +225,8 @@ class SessionManager:
             raise ClientClosedError("this client was opened in another process: open one after the fork")
         if self._loop is not asyncio.get_running_loop():
             raise ClientClosedError("this client was opened in another event loop: open one in each loop")
+        if (watcher := watching.watcher) is not None:
+            watcher.check_address(self._base_url)
 
     def __del__(self) -> None:
         is_open = getattr(self, "_state", None) is SessionState.OPEN

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "plaid_relay_async"
 # Every part above these modules may import them, apart from the simulator.
-GROUND_FLOOR = ("redaction", "display", "hosts", "errors", "error_codes", "certainty")
+GROUND_FLOOR = ("redaction", "display", "hosts", "errors", "error_codes", "certainty", "watching")
 CORE = (
     *GROUND_FLOOR,
     *("private_files", "cancellation", "models", "config", "codec", "deadlines", "exchange", "proxies"),
@@ -37,6 +37,7 @@ MAP = {
     "errors": AllowedImports(("redaction", "display")),
     "error_codes": AllowedImports(("errors",)),
     "certainty": AllowedImports(("errors", "error_codes")),
+    "watching": AllowedImports(),
     "private_files": AllowedImports(GROUND_FLOOR),
     "cancellation": AllowedImports((), ("attrs",)),
     "models": AllowedImports(GROUND_FLOOR, ("attrs",)),
@@ -78,7 +79,7 @@ MAP = {
     ),
     "simulator": AllowedImports((), ("aiohttp", "attrs", "cryptography", "yarl")),
     "testing": AllowedImports(
-        ("redaction", "client", "simulator", "__init__"), ("aiohttp", "attrs", "pytest")
+        ("redaction", "hosts", "watching", "simulator", "__init__"), ("aiohttp", "attrs", "pytest")
     ),
     "gateway": AllowedImports(
         (
@@ -92,11 +93,12 @@ MAP = {
                 "deadlines",
                 "exchange",
                 "session",
+                "telemetry",
                 "transport",
             ),
             "limits",
         ),
-        ("aiohttp", "attrs", "cattrs", "prometheus_client"),
+        ("aiohttp", "attrs", "cattrs", "opentelemetry", "prometheus_client"),
     ),
     "cli": AllowedImports(
         (*CORE, "webhooks", "client", "limits", "journal", "inbox", "simulator", "gateway", "__init__"),

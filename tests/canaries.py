@@ -9,6 +9,8 @@ from plaid_relay_async import Credentials
 
 SECRET = "canary-0f8b7c1d-secret"
 REPORT_TOKEN = "assets-sandbox-canary-5a1e"
+# What a server says, which errors show, and log records don't.
+SERVER_TEXT = "what the server says"
 CREDENTIALS = Credentials("owner", SECRET)
 CANARY_PATTERN = re.compile(
     r"canary-\w+|assets-sandbox-\S+|credit-relay-sandbox-\S+|(access|public)-sandbox-\S+"

@@ -1,15 +1,21 @@
-"""Compares log records with the tables of docs/logs.md."""
+"""Reads log records: compares them with the tables of docs/logs.md, and what they say with what happened."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from canaries import assert_no_canary
+from attrs import frozen
+from canaries import SERVER_TEXT, assert_no_canary
+
+from plaid_relay_async.errors import reason_of
 
 if TYPE_CHECKING:
-    import logging
+    from collections.abc import Iterator
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "logs.md").read_text(encoding="utf-8")
 _FIELD_ROWS = re.findall(r"^\| (`plaid_\w+`(?:, `plaid_\w+`)*) \|", _PAGE, re.MULTILINE)
@@ -29,6 +35,8 @@ ALWAYS = {
     "batch_start": {"batch"},
     "batch_end": {"batch", "duration", "succeeded", "failed", "unknown", "not_attempted"},
 }
+# What servers say, and names of headers.
+_FOREIGN = re.compile(f"{SERVER_TEXT}|PLAID-SECRET|User-Agent|Authorization", re.IGNORECASE)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
@@ -63,6 +71,70 @@ def assert_documented(records: list[logging.LogRecord]) -> None:
             event in {"write_lost", "late_outcome", "callback_error"} or fields.get("outcome") == "unknown"
         )
         for name, value in fields.items():
-            assert name == "event" or f"{name}={value}" in record.getMessage()
+            shown = (f"{name}={value}", f"{name}={json.dumps(value, ensure_ascii=False)}")
+            assert name == "event" or any(text in record.getMessage() for text in shown)
         assert record.getMessage().isprintable()
-        assert_no_canary(f"{vars(record)} {record.getMessage()}")
+        text = f"{vars(record)} {record.getMessage()}"
+        assert_no_canary(text)
+        assert _FOREIGN.search(text) is None, text
+
+
+@contextlib.contextmanager
+def captured_log(level: int = logging.DEBUG) -> Iterator[list[logging.LogRecord]]:
+    """Yield a list to which the package's records are added, from a level."""
+    logger, records = logging.getLogger("plaid_relay_async"), []
+
+    class Capture(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler, previous = Capture(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(previous)
+
+
+# ------------------------------------------------------------------------------------------- what happened
+
+
+@frozen
+class Story:
+    """What happened to one request, as the log says it or as its outcome does.
+
+    Attributes:
+        outcome: how the call ended.
+        attempts: the number of its attempts.
+        reason: the reason of an outcome other than a success.
+    """
+
+    outcome: str
+    attempts: int
+    reason: str | None
+
+    @classmethod
+    def of(cls, outcome: object) -> Story:
+        """Return the story of an outcome of a batch."""
+        error = getattr(outcome, "error", None)
+        word = "succeeded" if error is None else type(outcome).__name__.lower()
+        return cls(word, outcome.attempts, None if error is None else reason_of(error))
+
+
+def story_from_log(records: list[logging.LogRecord], call: str) -> Story:
+    """Return what the log says about one call, and check that its records agree with each other."""
+    *others, end = records_of(records, call=call)
+    assert end["event"] == "call_end"
+    attempts = [each for each in others if each["event"] == "attempt"]
+    assert [each["attempt"] for each in attempts] == [*range(1, end["attempts"] + 1)]
+    for each in others:
+        assert each["event"] in {"attempt", "retry"}
+        assert "error_code" in each or each["certainty"] == "definitive"
+    # Between two attempts, and only there, is a retry, with the reason of the attempt before it.
+    retries = {each["attempt"]: each["error_code"] for each in others if each["event"] == "retry"}
+    reasons = {each["attempt"]: each.get("error_code") for each in attempts}
+    assert retries.items() <= reasons.items()
+    assert {*range(1, len(attempts))} <= retries.keys()
+    return Story(end["outcome"], len(attempts), end.get("error_code"))

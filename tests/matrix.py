@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
+from canaries import SERVER_TEXT
 from fault_proxy import PASS, WireFault
 from wire_faults import (
     EXECUTED,
@@ -87,10 +88,14 @@ TWO_SECONDS = {"timeouts": Timeouts(total=2)}
 NO_DEADLINE = {"timeouts": Timeouts(total=None)}
 ONE_MEGABYTE = {"max_response_bytes": 2**20}
 
-MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": "later"}
-INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": "oh"}
-LIMIT = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "RATE_LIMIT", "error_message": "later"}
-UNREACHABLE = {"error_type": "GATEWAY_ERROR", "error_code": "UPSTREAM_UNREACHABLE", "error_message": "down"}
+MAINTENANCE = {"error_type": "API_ERROR", "error_code": "PLANNED_MAINTENANCE", "error_message": SERVER_TEXT}
+INTERNAL = {"error_type": "API_ERROR", "error_code": "INTERNAL_SERVER_ERROR", "error_message": SERVER_TEXT}
+LIMIT = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "RATE_LIMIT", "error_message": SERVER_TEXT}
+UNREACHABLE = {
+    "error_type": "GATEWAY_ERROR",
+    "error_code": "UPSTREAM_UNREACHABLE",
+    "error_message": SERVER_TEXT,
+}
 UPSTREAM_LOST = UNREACHABLE | {"error_code": "UPSTREAM_LOST"}
 EXHAUSTED = LIMIT | {"error_code": "CREDITS_EXHAUSTED"}
 NOON, SECOND_AFTER_NOON, MINUTE_AFTER_NOON = (
@@ -115,7 +120,7 @@ def rate_limited(*headers: str) -> WireFault:
 
 
 def html_page(status: int, *, executed: bool) -> WireFault:
-    return foreign_response(build_response(status, "<html><h1>nginx</h1></html>"), executed=executed)
+    return foreign_response(build_response(status, f"<html><h1>{SERVER_TEXT}</h1></html>"), executed=executed)
 
 
 def internal_error(*, executed: bool) -> WireFault:
@@ -376,7 +381,7 @@ LIMITS = (
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
     FaultRow("429, Retry-After: 1, 2", on_every_attempt(rate_limited("Retry-After: 1, 2")),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
-    FaultRow("429 from an intermediary, HTML", on_every_attempt(declined(build_response(429, "<html>slowly</html>"))),
+    FaultRow("429 from an intermediary, HTML", on_every_attempt(declined(build_response(429, f"<html>{SERVER_TEXT}</html>"))),
         "limited 4 0", "limited 4", "limited 4", "limited 4 0", "limited 4 0"),
     FaultRow("429 CREDITS_EXHAUSTED", on_every_attempt(declined(build_response(429, EXHAUSTED))),
         "limited 1 0", "limited 1", "limited 1", "limited 1 0", "limited 1 0"),

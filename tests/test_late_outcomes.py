@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import time
 
 import aiohttp
 import anyio
 import pytest
+from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import CANCELLATIONS, act_once_sent, cancel_once_sent, listening
 from processes import wait_until_async
 from servers import serving, stay_silent
@@ -30,7 +32,7 @@ from plaid_relay_async import (
     Timeouts,
     Unknown,
 )
-from plaid_relay_async.simulator import Fault
+from plaid_relay_async.simulator import Fault, Simulator
 
 # ----------------------------------------------------------------------------- which outcomes are reported
 
@@ -265,10 +267,13 @@ async def test_a_timeout_within_a_session_is_not_a_cancellation_of_the_call(plai
 # -------------------------------------------------------------------------------- the callback and the log
 
 
-def logged_warning(caplog) -> str:
-    (record,) = [record for record in caplog.records if record.plaid_event == "late_outcome"]
-    assert record.levelname == "WARNING"
-    return record.getMessage()
+def lost_token(caplog) -> str:
+    """Return the message of the warning about a lost token, which the event loop has received as well."""
+    (warning,) = [each for each in caplog.records if getattr(each, "plaid_event", None) == "late_outcome"]
+    (error,) = [each for each in caplog.records if each.name == "asyncio"]
+    assert (warning.levelname, error.levelname) == ("WARNING", "ERROR")
+    assert error.getMessage() == f"a token was lost: {warning.getMessage()}"
+    return warning.getMessage()
 
 
 async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog):
@@ -276,18 +281,111 @@ async def test_without_a_callback_a_late_outcome_is_logged(plaid, client, caplog
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
     (entry,) = plaid.ledger
-    text = logged_warning(caplog)
+    text = lost_token(caplog)
     for detail in (f"operation={CREATE}", "outcome=succeeded", "partner=partner", entry["request_id"]):
         assert detail in text
     assert entry["relay_token"] not in caplog.text
 
 
-async def test_the_log_of_a_late_outcome_is_one_line(plaid, client, caplog):
-    """A request ID that a server chose can't add a line to the log, or act on a terminal."""
-    body = {"relay_token": "credit-relay-late", "request_id": "r\nERROR root: \x1b[2J"}
-    plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
+@pytest.mark.parametrize("request_id", ["r\nERROR root: \x1b[2J", f"x {SECRET}", SECRET, "x, outcome=failed"])
+@pytest.mark.parametrize("journal", [None, UncheckedJournal], ids=["alone", "with a journal"])
+async def test_the_log_of_a_late_outcome_shows_only_identifiers(caplog, request_id, journal):
+    """A request ID that a server chose can't add a line or a field to the log, act on a terminal, or be a secret."""
+
+    class Broken(UncheckedJournal):
+        async def record_outcome(self, outcome) -> None:
+            raise JournalError("the disk is full")
+
+    body = {"relay_token": "credit-relay-late", "request_id": request_id}
+    async with (
+        Simulator(clients={"owner": SECRET}, reports=[REPORT_TOKEN]) as plaid,
+        RelayClient(CREDENTIALS, base_url=plaid.url) as client,
+    ):
+        plaid.fail(Fault(path=CREATE, status=200, body=body, latency=0.1))
+        call = client.relay.create(
+            [REPORT_TOKEN], "partner", **({} if journal is None else {"journal": Broken()})
+        )
+        await cancel_once_sent(plaid, CREATE, call)
+    assert "request_id=[hidden], " in lost_token(caplog)
+    assert_no_canary(caplog.text)
+
+
+async def test_a_late_token_without_a_request_id_is_logged(plaid, client, caplog):
+    """A response that was cut off after its token has no request ID."""
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1, truncate=90))
     await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
-    assert r"request_id=r\nERROR root: \x1b[2J, " in logged_warning(caplog)
+    assert "request_id=" not in lost_token(caplog)
+
+
+async def test_a_late_unknown_outcome_is_logged_once(plaid, client, caplog):
+    """There is no token to lose: the end of the call is the only warning."""
+    plaid.fail(Fault(path=CREATE, close=True, when="after", latency=0.1))
+    await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("call_end: ")
+
+
+async def test_a_removal_is_no_lost_token(plaid, client, caplog):
+    """The event loop's exception handler receives lost tokens only."""
+    created = await client.relay.create([plaid.add_report()], "partner")
+    plaid.fail(Fault(path=REMOVE, when="after", latency=0.1))
+    await cancel_once_sent(plaid, REMOVE, client.relay.remove(created.relay_token))
+    assert [record.name for record in caplog.records] == ["plaid_relay_async.calls"]
+
+
+async def test_an_exception_handler_receives_a_lost_token(plaid, client):
+    """A handler that a program has set is called; what it raises doesn't replace the cancellation."""
+    contexts = []
+
+    def handler(_loop, context):
+        contexts.append(context)
+        raise ZeroDivisionError
+
+    plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
+    asyncio.get_running_loop().set_exception_handler(handler)
+    try:
+        await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
+    finally:
+        asyncio.get_running_loop().set_exception_handler(None)
+    (context,) = contexts
+    assert context["message"].startswith(f"a token was lost: late_outcome: operation={CREATE}, ")
+    assert plaid.ledger[0]["relay_token"] not in repr(context)
+
+
+LOSING_PROGRAM = """
+import asyncio
+from plaid_relay_async import Credentials, RelayClient
+from plaid_relay_async.simulator import Fault, Simulator
+
+async def main():
+    async with (
+        Simulator(reports=["report"], faults=[Fault(when="after", latency=1)]) as plaid,
+        RelayClient(Credentials("a", "secret"), base_url=plaid.url) as client,
+    ):
+        task = asyncio.create_task(client.relay.create(["report"], "ann"))
+        while not plaid.counts["/credit/relay/create"]:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        print(plaid.ledger[0]["relay_token"])
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_without_logging_shows_a_lost_token():
+    """A program that doesn't configure logging prints that a token was lost, as asyncio prints a lost exception."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-Ic", LOSING_PROGRAM),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = (stream.decode() for stream in await process.communicate())
+    (line,) = err.splitlines()
+    assert line.startswith(f"a token was lost: late_outcome: operation={CREATE}, call=")
+    assert "partner=ann" in line
+    assert "on_late_outcome=" in line
+    assert out.strip() not in line
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
@@ -300,7 +398,7 @@ async def test_a_callback_that_raises_does_not_take_the_cancellation_away(plaid,
     plaid.fail(Fault(path=CREATE, when="after", latency=0.1))
     async with listening(plaid, on_late_outcome=callback) as (client, _):
         await cancel_once_sent(plaid, CREATE, client.relay.create([plaid.add_report()], "partner"))
-    assert f"on_late_outcome raised {error.__name__}" in logged_warning(caplog)
+    assert f"on_late_outcome raised {error.__name__}" in lost_token(caplog)
     assert plaid.ledger[0]["relay_token"] not in caplog.text
 
 

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
+from collections import Counter
 
 import pytest
 from attrs import fields_dict
-from batch_support import BreakingJournal
-from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
-from cancellation_support import cancel_once_sent
-from log_support import EVENTS, FIELDS, assert_documented, fields_of, records_of
+from batch_support import BreakingJournal, all_outcomes
+from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
+from cancellation_support import act_once_sent, cancel_once_sent
+from journal_support import KEY
+from log_support import (
+    EVENTS,
+    FIELDS,
+    Story,
+    assert_documented,
+    fields_of,
+    records_of,
+    story_from_log,
+)
 from support import CREATE, GET, OWNER, QUICK, REMOVE
 
 from plaid_relay_async import (
     BatchStoppedError,
     ConfigurationError,
+    InboxError,
+    JournalError,
+    NotSentError,
     OutcomeUnknownError,
     PlaidRelayError,
     RelayClient,
     RelayCreateRequest,
     Timeouts,
 )
+from plaid_relay_async.gateway import new_key
+from plaid_relay_async.inbox import SQLInbox
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 from plaid_relay_async.telemetry import Fields
@@ -111,6 +127,28 @@ async def test_what_happened_to_one_pair(plaid, client, log, name, batched):
     told = story(log, call=call)
     assert told == story(log, partner="p7")
     assert [each.replace("RATE_LIMIT_EXCEEDED", "RATE_LIMIT") for each in told] == events
+
+
+async def test_each_pair_of_a_batch(plaid, client, log):
+    """For each pair, the log has its outcome, the number of its attempts and their reasons, as the batch has them."""
+    faults = [("p3", "declined"), ("p7", "rejected"), ("p11", "lost"), ("p16", "truncated")]
+    plaid.fail(
+        *(Fault(path=CREATE, secondary_client_id=partner, **PAIRS[name][0]) for partner, name in faults)
+    )
+    partners = [f"p{n}" for n in range(1, 21)]
+    result = await client.relay.create_many(
+        RelayCreateRequest.fan_out([plaid.add_report()], partners), concurrency=5
+    )
+    batch = records_of(log.records, event="batch_start")[0]["batch"]
+    told = {
+        partner: story_from_log(log.records, f"{batch}-{n}") for n, partner in enumerate(partners, start=1)
+    }
+    outcomes = {outcome.request.secondary_client_id: outcome for outcome in all_outcomes(result)}
+    assert told == {partner: Story.of(outcomes[partner]) for partner in partners}
+    assert Counter(story.outcome for story in told.values()) == {"succeeded": 17, "failed": 1, "unknown": 2}
+    # So has the simulator.
+    requests = Counter(request.secondary_client_id for request in plaid.requests)
+    assert requests == {partner: story.attempts for partner, story in told.items()}
 
 
 async def test_a_retry(plaid, client, log):
@@ -208,6 +246,21 @@ async def test_a_lost_journal_write(plaid, client, log, batched):
     assert fields_of(record)["outcome"] == "succeeded"
 
 
+async def test_a_lost_write_in_the_background(plaid, client, log):
+    """A write that continues after the batch was abandoned is reported once, also if it fails."""
+    journal = BreakingJournal(breaks_at_outcome=1)
+    plaid.fail(Fault(path=CREATE, stall=60))
+    batch = client.relay.create_many(RelayCreateRequest.fan_out([plaid.add_report()], ["p"]), journal=journal)
+    asyncio.get_running_loop().create_task(act_once_sent(plaid, CREATE, batch.abandon))
+    with contextlib.suppress(asyncio.CancelledError):
+        await batch
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert [record["outcome"] for record in records_of(log.records, event="write_lost")] == ["unknown"]
+    assert not [record for record in log.records if record.name == "asyncio" and record.levelname == "ERROR"]
+
+
 @pytest.mark.may_block
 async def test_a_call_with_a_journal(plaid, client, log, tmp_path):
     """The end of a recorded call has the run, also if the journal has the outcome already."""
@@ -246,8 +299,29 @@ async def test_secrets_in_identifiers_are_hidden(log):
         )
         await client.relay.create([REPORT_TOKEN], "partner")
         await client.relay.create([REPORT_TOKEN], "credit-relay-sandbox-misplaced")
-    assert records_of(log.records, partner="partner")[0]["request_id"] == r"x [hidden]\n"
+    assert records_of(log.records, partner="partner")[0]["request_id"] == "[hidden]"
     assert len(records_of(log.records, partner="[hidden]")) == 2
+
+
+@pytest.mark.may_block
+async def test_secrets_in_settings_are_hidden(every_log):
+    """The log has neither a gateway's key, nor the password of a proxy or a database, nor the key of a journal."""
+    url = "postgresql://user:canary-password@127.0.0.1:1/relay"
+    for store in (Journal(url, run="x", key=KEY), SQLInbox(url, key=KEY)):
+        with pytest.raises((JournalError, InboxError)):
+            await store.open()
+    _, gateway_key = new_key("lender")
+    proxy = "http://user:canary-password@127.0.0.1:1"
+    for settings in ({"gateway_key": gateway_key}, {"credentials": CREDENTIALS, "proxy": proxy}):
+        async with RelayClient(base_url="http://127.0.0.1:1", retry=QUICK, **settings) as client:
+            with pytest.raises(NotSentError):
+                await client.relay.create([REPORT_TOKEN], "p")
+    assert {
+        record.plaid_error_code for record in every_log.records if hasattr(record, "plaid_error_code")
+    } == {"NotSentError"}
+    text = "\n".join(logging.Formatter().format(record) for record in every_log.records)
+    assert_no_canary(text)
+    assert not any(secret in text for secret in (KEY, gateway_key))
 
 
 # ----------------------------------------------------------------------------------------------- handlers
@@ -348,10 +422,46 @@ async def test_the_variable_is_read_when_a_client_is_created(monkeypatch):
 
 
 async def test_the_variable_does_not_raise_the_level(monkeypatch):
-    """A level that the program has set remains, if it is lower."""
-    before = "logging.getLogger('plaid_relay_async').setLevel('DEBUG')"
+    """A lower level that the program has set remains; standard error has the records from the variable's level."""
+    before = """[
+        logging.getLogger('plaid_relay_async').setLevel('DEBUG'),
+        logging.getLogger().addHandler(logging.StreamHandler(sys.stdout)),
+    ]"""
     lines = await stderr_of(monkeypatch, level="info", before=before)
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 0)
+    lines = await stderr_of(monkeypatch, level="info", before=before.replace("stdout", "stderr"))
+    assert (count_of(lines, "batch_start: "), count_of(lines, "attempt: ")) == (2, 3)
+
+
+async def test_the_variable_uses_a_handler_of_the_program(monkeypatch):
+    """If a handler of the program writes to standard error, each record is written once, in its format."""
+    before = "logging.basicConfig(format='MINE %(message)s')"
+    lines = await stderr_of(monkeypatch, level="debug", before=before)
     assert count_of(lines, "attempt: ") == 3
+    assert all(line.startswith("MINE ") for line in lines)
+
+
+async def test_the_variable_adds_a_handler_beside_others(monkeypatch):
+    """A handler of the program that writes elsewhere, or only errors, is none for standard error."""
+    for handler in ("logging.FileHandler(os.devnull)", "logging.StreamHandler()"):
+        before = f"[h := {handler}, h.setLevel('ERROR'), logging.getLogger().addHandler(h)]"
+        assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
+
+
+async def test_the_variable_in_a_fork(monkeypatch):
+    """A process that was forked after a client was created writes its own records, once."""
+    before = "[RelayClient(Credentials('a', 'secret')), os.fork()]"
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 6
+
+
+async def test_the_variable_with_another_stream(monkeypatch):
+    """If standard error is replaced, as by pytest, records go to the replacement."""
+    before = """[
+        RelayClient(Credentials('a', 'secret')),
+        sys.stderr.close(),
+        setattr(sys, 'stderr', open(2, 'w', closefd=False)),
+    ]"""
+    assert count_of(await stderr_of(monkeypatch, level="debug", before=before), "attempt: ") == 3
 
 
 @pytest.mark.parametrize("value", ["warning", "1", "secret"])

@@ -8,12 +8,14 @@ sending stops, a waiting call is cancelled, and any other is drained.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeAlias
 
 from attrs import define, evolve, field
 
+from plaid_relay_async import watching
 from plaid_relay_async.batch.operations import BatchOperation
 from plaid_relay_async.batch.protocols import CallRecorder, LostRaceError
 from plaid_relay_async.batch.results import OutcomeT
@@ -30,7 +32,14 @@ SendFunction: TypeAlias = Callable[..., Awaitable[Any]]
 AcquireRecorder: TypeAlias = Callable[[Any], Awaitable[CallRecorder]]
 
 # The event loop has only weak references to its tasks.
-_background_tasks: Final[set[asyncio.Future[object]]] = set()
+_background_tasks: Final[set[asyncio.Future[None]]] = set()
+
+
+def _end_background_task(task: asyncio.Future[Any]) -> None:
+    _background_tasks.discard(task)
+    # `report_end` has reported that the write may be lost. asyncio would log the exception as well.
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()
 
 
 class AttemptForbiddenError(Exception):
@@ -174,16 +183,16 @@ class TrackedCall(Generic[OutcomeT]):
             # This task is cancelled and can't wait for the journal any more, but the outcome must not be
             # lost.
             if self.recorder is not None and self._outcome_to_record is not None:
-                task = asyncio.ensure_future(self.recorder.record_outcome(self._outcome_to_record))
+                task = asyncio.ensure_future(_write_outcome(self.recorder, self._outcome_to_record))
                 _background_tasks.add(task)
-                task.add_done_callback(_background_tasks.discard)
+                task.add_done_callback(_end_background_task)
             raise
 
     async def _record_outcome(self, recorder: CallRecorder) -> None:
         self.phase = Phase.RECORDING_OUTCOME
         outcome: Any = self._outcome_to_record
         try:
-            await recorder.record_outcome(outcome)
+            await _write_outcome(recorder, outcome)
         except LostRaceError:
             # The pair wasn't looked up and may have an outcome, so the request isn't recorded as not
             # attempted.
@@ -315,3 +324,9 @@ class TrackedCall(Generic[OutcomeT]):
         self.outcome = self.operation.build_outcome(
             self.request, result, attempts=self.attempts, elapsed=elapsed
         )
+
+
+async def _write_outcome(recorder: CallRecorder, outcome: Any) -> None:
+    await recorder.record_outcome(outcome)
+    if (watcher := watching.watcher) is not None and recorder.journalled:
+        watcher.add_received(outcome)

@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+from plaid_relay_async import watching
 from plaid_relay_async.batch.call import AcquireRecorder, SendFunction, TrackedCall
 from plaid_relay_async.batch.input import DuplicateFilter, RequestReader
 from plaid_relay_async.batch.results import OutcomeT, Progress, ResultT
@@ -76,7 +77,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         acquire_recorder: AcquireRecorder | None = None,
         run: str | None = None,
     ) -> None:
-        self.result: Final[ResultT] = operation.result_type()
+        self._result: Final[ResultT] = operation.result_type()
         self._operation = operation
         self._reader = RequestReader(requests, operation.endpoint.request_type, request_from_token)
         self._send = send
@@ -89,7 +90,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             drains,
             operation.report_identity,
             self._reader,
-            self.result,
+            self._result,
         )
         self._unread_outcomes: deque[OutcomeT] = deque()
         self._stream_changed = asyncio.Event()
@@ -125,7 +126,7 @@ class Batch(Generic[OutcomeT, ResultT]):
         finally:
             self._streamed = False
             while self._unread_outcomes:
-                self.result.add_outcome(self._unread_outcomes.popleft())
+                self._result.add_outcome(self._unread_outcomes.popleft())
         # An exception of the caller's loop takes precedence.
         if error is None:
             self._raise_error()
@@ -143,7 +144,17 @@ class Batch(Generic[OutcomeT, ResultT]):
             self._stream_changed.clear()
             await self._stream_changed.wait()
         self._capacity.release()
-        return self._unread_outcomes.popleft()
+        outcome = self._unread_outcomes.popleft()
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(outcome)
+        return outcome
+
+    @property
+    def result(self) -> ResultT:
+        """The result, which grows until the batch has ended."""
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(self._result)
+        return self._result
 
     def __del__(self) -> None:
         # The attribute is missing if `__init__` raised.
@@ -173,18 +184,18 @@ class Batch(Generic[OutcomeT, ResultT]):
         finally:
             # A done callback would run too late: a stream may see that the task is done before its callbacks
             # run.
-            self.result.elapsed = self._now() - self._started_at
+            self._result.elapsed = self._now() - self._started_at
             self._report_end()
 
     def _report_end(self) -> None:
-        progress, stopped_by = self.progress, self.result.stopped_by
+        progress, stopped_by = self.progress, self._result.stopped_by
         counts = {
             "succeeded": progress.succeeded,
             "failed": progress.failed,
             "unknown": progress.unknown,
-            "not_attempted": len(self.result.not_attempted),
+            "not_attempted": len(self._result.not_attempted),
         }
-        self._observed.batch_ended(stopped_by, duration=self.result.elapsed, counts=counts)
+        self._observed.batch_ended(stopped_by, duration=self._result.elapsed, counts=counts)
 
     def _on_runner_done(self, runner: asyncio.Task[None]) -> None:
         if self.sending.reading_timer is not None:
@@ -245,7 +256,7 @@ class Batch(Generic[OutcomeT, ResultT]):
             return None
         self._requests_read += 1
         if self.sending.stopped:  # while this sender waited for the input
-            self.result.not_attempted.append(request)
+            self._result.not_attempted.append(request)
             return None
         return request
 
@@ -273,7 +284,7 @@ class Batch(Generic[OutcomeT, ResultT]):
                 await call.run()
         finally:
             if call.outcome is None:
-                self.result.not_attempted.append(request)
+                self._result.not_attempted.append(request)
             else:
                 # If the requests for the report have stopped, the error was counted before, with another
                 # request.
@@ -283,17 +294,19 @@ class Batch(Generic[OutcomeT, ResultT]):
         return outcome == "succeeded"
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:
-        self.result.count_outcome(outcome)
+        self._result.count_outcome(outcome)
         # A streamed outcome occupies capacity until the caller's loop receives it.
         if self._streamed:
             self._unread_outcomes.append(outcome)
             self._stream_changed.set()
         else:
-            self.result.add_outcome(outcome)
+            self._result.add_outcome(outcome)
             self._capacity.release()
         self.sending.count_outcome(outcome, error)
         if self._settings.on_outcome is not None:
             self._run_callback(self._settings.on_outcome, outcome)
+            if (watcher := watching.watcher) is not None:
+                watcher.add_received(outcome)
         if self._settings.on_progress is not None:
             self._run_callback(self._settings.on_progress, self.progress)
 
@@ -308,7 +321,7 @@ class Batch(Generic[OutcomeT, ResultT]):
     @property
     def progress(self) -> Progress:
         """The current progress of the batch."""
-        counts, not_attempted = self.result.counts, len(self.result.not_attempted)
+        counts, not_attempted = self._result.counts, len(self._result.not_attempted)
         done, failed, unknown = counts.total(), counts["failed"], counts["unknown"]
         return Progress(
             requests_read=self._requests_read,

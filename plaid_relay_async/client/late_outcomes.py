@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from plaid_relay_async import batch, telemetry
+from plaid_relay_async import batch, codec, telemetry, watching
 from plaid_relay_async.errors import ConfigurationError
-from plaid_relay_async.outcomes import Completed, outcome_word
+from plaid_relay_async.outcomes import Completed, Failed, Unknown, outcome_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.outcomes import LateOutcome
+    from plaid_relay_async.telemetry import ObservedCall
+
+_TOKEN_ISSUING: Final = {endpoint.path for endpoint in codec.ENDPOINTS if endpoint.issues is not None}
 
 
 class LateOutcomes:
@@ -33,30 +37,26 @@ class LateOutcomes:
 
     def report_call(
         self,
+        observed: ObservedCall,
         endpoint: Endpoint[Any, Any],
-        request: object,
         result: Any,
         *,
         attempts: int,
         elapsed: float,
-        call_id: str,
     ) -> None:
         """Report the outcome of a call without a journal, from its response or error."""
         operation: batch.BatchOperation[Any, Any] = batch.OPERATIONS.get(
             endpoint.path, batch.BatchOperation(endpoint, Completed, batch.BatchResult)
         )
-        outcome = operation.build_outcome(request, result, attempts=attempts, elapsed=elapsed)
-        self.report(endpoint.path, outcome, call_id)
+        outcome = operation.build_outcome(observed.request, result, attempts=attempts, elapsed=elapsed)
+        self.report(observed, outcome)
 
-    def is_lost(self, outcome: LateOutcome) -> bool:
-        """Return whether neither a callback nor a journal receives the outcome."""
-        return self._callback is None and not outcome.journalled
-
-    def report(self, path: str, outcome: LateOutcome, call_id: str) -> None:
-        """Pass an outcome to the callback, or log it if it would be lost."""
-        if self.is_lost(outcome):
-            _log_outcome(path, outcome, call_id, "pass RelayClient(on_late_outcome=...) to receive it")
+    def report(self, observed: ObservedCall, outcome: LateOutcome) -> None:
+        """Pass an outcome to the callback, or log it if neither a callback nor a journal receives it."""
         if self._callback is None:
+            # That an outcome is unknown was logged at the end of the call, and there is nothing to receive.
+            if not outcome.journalled and not isinstance(outcome, Unknown):
+                _report_lost(observed, outcome, "pass RelayClient(on_late_outcome=...) to receive it")
             return
         try:
             self._callback(outcome)
@@ -64,18 +64,33 @@ class LateOutcomes:
         # is raised next, whatever the callback raises.
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
-            _log_outcome(path, outcome, call_id, f"on_late_outcome raised {type(error).__name__}")
+            _report_lost(observed, outcome, f"on_late_outcome raised {type(error).__name__}")
+            return
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(outcome)
 
 
-def _log_outcome(path: str, outcome: LateOutcome, call_id: str, remark: str) -> None:
-    telemetry.log(
-        telemetry.CALLS,
-        logging.WARNING,
-        "late_outcome",
-        **telemetry.call_fields(path, outcome.request, call_id),
-        outcome=outcome_word(outcome),
-        attempts=outcome.attempts,
-        duration=outcome.elapsed,
-        **telemetry.error_fields(getattr(outcome, "error", None)) | {"request_id": outcome.request_id},
-        remark=f"the task of the call was cancelled before; {remark}",
-    )
+def _report_lost(observed: ObservedCall, outcome: LateOutcome, remark: str) -> None:
+    """Log an outcome that no code receives, and report a token that is lost with it to the event loop.
+
+    By default, a program that hasn't configured `logging` shows no record of this package. But as asyncio
+    reports an exception that no code receives, the event loop's exception handler receives a lost token.
+    """
+    request_id = outcome.request_id
+    if request_id is not None and observed.secret is not None:
+        request_id = codec.redact_request_secrets(request_id, outcome.request, observed.secret)
+    fields: dict[str, Any] = {
+        **telemetry.error_fields(getattr(outcome, "error", None)),
+        "request_id": request_id,
+        "outcome": outcome_word(outcome),
+        "attempts": outcome.attempts,
+        "duration": outcome.elapsed,
+        "remark": f"the task of the call was cancelled before; {remark}",
+    }
+    observed.log(logging.WARNING, "late_outcome", **fields)
+    if observed.group.operation in _TOKEN_ISSUING and not isinstance(outcome, Failed | Unknown):
+        # A handler of the program may raise, and must not replace the cancellation.
+        with contextlib.suppress(Exception):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"a token was lost: {observed.message_of('late_outcome', **fields)}"}
+            )

@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async import batch, codec
+from plaid_relay_async import batch, codec, watching
 from plaid_relay_async.batch import Batch, BatchOptions, BatchSettings, CallContext, Sending, TrackedCall
 from plaid_relay_async.client.files import checked_file_path, download_to_file
 from plaid_relay_async.client.operations import Call, OperationGroup
@@ -351,7 +351,7 @@ class Relay(OperationGroup):
         except asyncio.CancelledError:
             # The drain has ended, so the outcome is known, but no caller receives it.
             if call.outcome is not None and call.sent:
-                self._late_outcomes.report(operation.endpoint.path, call.outcome, call.observed.call_id)
+                self._late_outcomes.report(call.observed, call.outcome)
             raise
         # An error of the journal is raised only if there is no outcome; otherwise the caller receives the
         # outcome.
@@ -360,6 +360,8 @@ class Relay(OperationGroup):
             raise call.sending.error
         if isinstance(call.outcome, Failed | Unknown):
             raise call.outcome.error
+        if (watcher := watching.watcher) is not None:
+            watcher.add_received(call.outcome)
         return call.outcome.response
 
     @strip_traceback
@@ -577,4 +579,5 @@ class Relay(OperationGroup):
 
 def _run_of(journal: JournalProtocol | None) -> str | None:
     """Return the run name of a journal, for log records; another implementation may have none."""
-    return getattr(journal, "run", None)
+    run = getattr(journal, "run", None)
+    return run if isinstance(run, str) else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import define, field
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.errors import DuplicateRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal.database import JOURNAL
 from plaid_relay_async.journal.decisions import (
@@ -57,7 +58,7 @@ from plaid_relay_async.models import (
     RelayRemoveResponse,
 )
 from plaid_relay_async.outcomes import Created, Failed, Outcome, Removed, Unknown
-from plaid_relay_async.redaction import Hidden
+from plaid_relay_async.redaction import Hidden, redact_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -349,7 +350,7 @@ def _decide_on_two_tokens(
 ) -> ServeRecorded | RejectDuplicate:
     """Return the decision on a pair that has a token under each of two digests; it isn't renamed."""
     reason = "this pair has two relay tokens, recorded under two spellings of the host"
-    _logger.warning("partner %s: %s", partner, reason)
+    _logger.warning("partner %s: %s", escape_unprintable(redact_identifier(partner)), reason)
     for own in (current.own, former.own):
         if own is not None and own.state is CreationState.CREATED and own.token is not None:
             return ServeRecorded(own)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from attrs import field, frozen
 
 from plaid_relay_async.display import escape_unprintable
-from plaid_relay_async.redaction import redact_credentials, redact_identifier
+from plaid_relay_async.redaction import REDACTED, redact_credentials, redact_identifier
+
+_IDENTIFIER: Final = re.compile(r"[\w.:-]*", re.ASCII)
 
 
 def redact_name(value: str | None) -> str | None:
-    """Return an identifier that a server or the caller has chosen, which may be a token by mistake."""
+    """Return an identifier that the caller has chosen, which may be a token by mistake."""
     return None if value is None else escape_unprintable(redact_identifier(value))
+
+
+def redact_id(value: str | None) -> str | None:
+    """Return an identifier that a server has sent; hide it if it is a text, which may quote the request."""
+    if value is None or _IDENTIFIER.fullmatch(value):
+        return redact_name(value)
+    return REDACTED
 
 
 def redact_run(value: str | None) -> str | None:
@@ -47,8 +59,8 @@ class AttemptEnd:
     partner: str | None = field(converter=redact_name)
     attempt: int
     status: int | None
-    error_code: str | None = field(converter=redact_name)
-    request_id: str | None = field(converter=redact_name)
+    error_code: str | None = field(converter=redact_id)
+    request_id: str | None = field(converter=redact_id)
     certainty: str
     duration: float
 
@@ -83,7 +95,7 @@ class CallEnd:
     partner: str | None = field(converter=redact_name)
     attempts: int
     status: int | None
-    error_code: str | None = field(converter=redact_name)
-    request_id: str | None = field(converter=redact_name)
+    error_code: str | None = field(converter=redact_id)
+    request_id: str | None = field(converter=redact_id)
     outcome: str
     duration: float

@@ -6,17 +6,23 @@ format string can use any of them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Final
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from attrs import asdict, frozen
 
 from plaid_relay_async.errors import ConfigurationError, reason_of
-from plaid_relay_async.telemetry.events import redact_name, redact_run
+from plaid_relay_async.telemetry.events import redact_id, redact_name, redact_run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from attrs import Attribute
 
 PACKAGE: Final = logging.getLogger("plaid_relay_async")
@@ -28,10 +34,12 @@ JOURNAL: Final = logging.getLogger("plaid_relay_async.journal")
 PACKAGE.addHandler(logging.NullHandler())
 
 VARIABLE: Final = "PLAID_RELAY_LOG"
-"""The environment variable that sends records to standard error, and the name of the handler for it."""
+"""The environment variable that sends records to standard error, and the name of the command's handler."""
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO}
 # With it, no field has the name of an attribute that `logging` itself sets, such as `args` or `message`.
 _PREFIX: Final = "plaid_"
+# The run name is the only value that may need quotation marks.
+_NEEDS_QUOTES: Final = re.compile(r'[\s,;="]')
 
 
 @frozen(kw_only=True)
@@ -95,20 +103,46 @@ def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **f
     """
     if not logger.isEnabledFor(level):
         return
-    values = asdict(Fields(event=event, **fields), value_serializer=_loggable)
-    extra = {_PREFIX + name: value for name, value in values.items()}
-    del values["event"]
-    details = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
-    # A handler or a filter of the program may raise, and must not take an outcome away.
-    with contextlib.suppress(Exception):
-        logger.log(level, "%s: %s%s", event, details, remark and f"; {remark}", extra=extra)
+    # A handler, a filter or a record factory of the program may raise, and must not take an outcome away.
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        values = _loggable_values(event, fields)
+        extra = {_PREFIX + name: value for name, value in values.items()}
+        # Error trackers group records by this text, so it has the event.
+        template = f"{event}: %s"
+        logger.log(level, template, _details(values, remark), extra=extra)
+
+
+def message_of(event: str, *, remark: str = "", **fields: Any) -> str:
+    """Return the message of the record that `log` would write."""
+    return f"{event}: {_details(_loggable_values(event, fields), remark)}"
+
+
+def _details(values: Mapping[str, Any], remark: str) -> str:
+    details = ", ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False) if _NEEDS_QUOTES.search(str(value)) else value}"
+        for name, value in values.items()
+        if value is not None and name != "event"
+    )
+    return details + (remark and f"; {remark}")
+
+
+def _loggable_values(event: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(Fields(event=event, **fields), value_serializer=_loggable)
 
 
 def _loggable(_: object, field: Attribute[Any], value: Any) -> Any:
     """Return a value, which a server or the caller may have chosen, and which may be a token by mistake."""
-    if isinstance(value, str):
-        return redact_run(value) if field.name == "run" else redact_name(value)
+    if isinstance(value, str) and field.name in _REDACTIONS:
+        return _REDACTIONS[field.name](value)
     return round(value, 6) if isinstance(value, float) else value
+
+
+_REDACTIONS: Final = {
+    "run": redact_run,
+    "partner": redact_name,
+    "error_code": redact_id,
+    "request_id": redact_id,
+}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -134,8 +168,22 @@ def call_fields(path: str, request: object, call_id: str) -> dict[str, Any]:
     return {"operation": path, "call": call_id, "partner": partner}
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time of the record: pytest replaces it, and closes it later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+_stderr_handler: Final = _StderrHandler()
+_stderr_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+
 def log_to_stderr_if_requested() -> None:
     """Send the package's log records to standard error if PLAID_RELAY_LOG is set.
+
+    If a handler of the program writes to standard error already, only the level is set.
 
     Raises:
         ConfigurationError: the variable has another value than `debug` or `info`.
@@ -144,10 +192,16 @@ def log_to_stderr_if_requested() -> None:
         return
     if (level := _LEVELS.get(value.lower())) is None:
         raise ConfigurationError(f"{VARIABLE} must be {' or '.join(_LEVELS)}")
-    if all(handler.name != VARIABLE for handler in PACKAGE.handlers):
-        handler = logging.StreamHandler()
-        handler.name = VARIABLE
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        PACKAGE.addHandler(handler)
+    others = [*PACKAGE.handlers, *(logging.root.handlers if PACKAGE.propagate else ())]
+    if not any(_shows_on_stderr(handler, level) for handler in others):
+        _stderr_handler.setLevel(level)
+        PACKAGE.addHandler(_stderr_handler)  # adds it once
     if not PACKAGE.isEnabledFor(level):  # the program may have set a lower level
         PACKAGE.setLevel(level)
+
+
+def _shows_on_stderr(handler: logging.Handler, level: int) -> bool:
+    if handler is _stderr_handler:
+        return False
+    is_stderr = handler.name == VARIABLE or getattr(handler, "stream", None) is sys.stderr
+    return is_stderr and handler.level <= level

@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from attrs import define, field
 
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError, reason_of
+from plaid_relay_async.redaction import Hidden
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd, redact_name, redact_run
-from plaid_relay_async.telemetry.logs import BATCHES, CALLS, JOURNAL, call_fields, error_fields, log
+from plaid_relay_async.telemetry.logs import (
+    BATCHES,
+    CALLS,
+    JOURNAL,
+    call_fields,
+    error_fields,
+    log,
+    message_of,
+)
 from plaid_relay_async.telemetry.settings import Telemetry
 
 if TYPE_CHECKING:  # OpenTelemetry may not be installed, and attrs doesn't evaluate these annotations
@@ -156,12 +165,14 @@ class ObservedCall:
         request: the request of the call.
         detailed: see `CallGroup`.
         number: the position of the request in the input of the batch, from 1; 0 outside of a batch.
+        secret: the secret that authenticated the last attempt, which a response may quote in its request ID.
     """
 
     group: CallGroup
     request: Any
     detailed: bool
     number: int = 0
+    secret: Hidden[str] | None = None
     _call_id: str | None = None
     _request_id: str | None = None
     _trace: CallTrace | None = None
@@ -287,6 +298,10 @@ class ObservedCall:
         identity = call_fields(self.group.operation, self.request, self.call_id)
         with self.group.log_context(None if self._trace is None else self._trace.span):
             log(logger, level, event, **identity, **fields)
+
+    def message_of(self, event: str, **fields: Any) -> str:
+        """Return the message of a record about the call; see `logs.log`."""
+        return message_of(event, **call_fields(self.group.operation, self.request, self.call_id), **fields)
 
     @property
     def _identity(self) -> dict[str, Any]:

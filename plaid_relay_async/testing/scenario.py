@@ -1,28 +1,30 @@
-"""One test that uses the simulator: what its markers say, its environment, and the checks at its end."""
+"""One test that uses a simulator: what its markers say, its environment, and the checks at its end."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, fields_dict
+import pytest
+from attrs import define, fields_dict
 
-from plaid_relay_async import Credentials, RelayClient, RetryPolicy
-from plaid_relay_async.simulator import Fault, Simulator, WebhookFault
-from plaid_relay_async.testing.claims import Claims
+from plaid_relay_async import Credentials, RelayClient, RetryPolicy, watching
+from plaid_relay_async.simulator import Fault, WebhookFault
+from plaid_relay_async.testing.client_watcher import ClientWatcher
 from plaid_relay_async.testing.interception import is_session_patched
+from plaid_relay_async.testing.simulator_thread import SimulatorThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
+    from plaid_relay_async.simulator import Simulator
 
 CLIENT_ID = "testing-client-id"
 SECRET = "testing-secret-7e577e577e57"  # noqa: S105  # it protects nothing
-# A client that is created before the simulator has started can't connect: this is the port of the discard
-# protocol.
-_UNREACHABLE_URL = "http://127.0.0.1:9"
+# PLAID_SECRET is one of them, and so are the variables of a gateway's further credentials, PLAID_SECRET_NAME.
+_CREDENTIALS = ("PLAID_CLIENT_ID", "PLAID_SECRET")
 # A test shouldn't wait half a second for each retry.
 _RETRY = RetryPolicy(backoff=0.001, max_backoff=0.01)
 _MAX_LISTED = 10
@@ -36,7 +38,7 @@ class Options:
         reports: tokens of reports that are ready from the start.
         faults: the fault script.
         latency: seconds before each request is handled, or a function that returns them.
-        allow_unclaimed: whether the test may end with tokens that no client has returned.
+        allow_unclaimed: whether the test may end with tokens that its program hasn't received.
     """
 
     reports: Sequence[str] = ()
@@ -52,82 +54,101 @@ class Options:
             markers: the markers, the closest one first.
 
         Raises:
-            ValueError: a marker has an unknown or a positional argument.
+            ValueError: a marker has an invalid argument.
         """
         options: dict[str, Any] = {}
         for marker in markers:
-            unknown = sorted(marker.kwargs.keys() - fields_dict(cls).keys())
-            if marker.args or unknown:
-                problem = f"unknown argument {unknown[0]}" if unknown else "positional arguments"
-                allowed = ", ".join(fields_dict(cls))
-                raise ValueError(f"@pytest.mark.plaid: {problem}; use keyword arguments, any of: {allowed}")
+            if marker.args:
+                raise _marker_error("it takes no positional arguments")
+            if unknown := sorted(marker.kwargs.keys() - fields_dict(cls).keys()):
+                raise _marker_error(f"there is no argument {unknown[0]}")
             options = {**marker.kwargs, **options}
+        _check_list(options, "reports", str, "tokens")
+        _check_list(options, "faults", (Fault, WebhookFault), "Fault(...) and WebhookFault(...)")
+        latency = options.get("latency", 0.0)
+        if not callable(latency) and not (isinstance(latency, int | float) and latency >= 0):
+            raise _marker_error("latency must be seconds, or a function that returns them")
         return cls(**options)
 
 
-@define(eq=False, repr=False)
+def _check_list(options: Mapping[str, Any], name: str, kind: Any, description: str) -> None:
+    value = options.get(name, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(element, kind) for element in value):
+        raise _marker_error(f"{name} must be a list of {description}")
+
+
+def _marker_error(problem: str) -> ValueError:
+    allowed = ", ".join(f"{name}=" for name in fields_dict(Options))
+    return ValueError(f"@pytest.mark.plaid: {problem}; its arguments are {allowed}")
+
+
 class Scenario:
-    """One test that uses the simulator.
+    """One test that uses a simulator.
+
+    Args:
+        options: the options of the test.
+        server: the simulator of the session, if the test uses it; otherwise the test has its own simulator.
 
     Attributes:
-        options: the options of the test.
-        claims: the tokens that clients have returned.
-        simulators: the simulators that the test uses.
-        passed: whether the test function has run and raised nothing.
+        simulator: the simulator of the test.
         bypassed_patch: whether a request arrived while aiohttp's `ClientSession` was patched.
     """
 
-    options: Options
-    claims: Claims = field(factory=Claims)
-    simulators: list[Simulator] = field(factory=list)
-    passed: bool = False
-    bypassed_patch: bool = False
-
-    @property
-    def environment(self) -> Mapping[str, str | None]:
-        """The environment variables of the test; None for those that it must not have."""
-        return {
-            "PLAID_CLIENT_ID": CLIENT_ID,
-            "PLAID_SECRET": SECRET,
-            "PLAID_ENV": None,
-            "PLAID_BASE_URL": self.simulators[-1].url if self.simulators else _UNREACHABLE_URL,
-        }
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The arguments of `Simulator`, and of its `reset`."""
-        return {
-            "reports": self.options.reports,
-            "faults": self.options.faults,
+    def __init__(self, options: Options, server: SimulatorThread | None) -> None:
+        self.bypassed_patch = False
+        self._options = options
+        self._watcher = ClientWatcher()
+        self._end = contextlib.ExitStack()
+        state: dict[str, Any] = {
+            "reports": options.reports,
+            "faults": options.faults,
             "latency": self._latency_of_request,
         }
+        if server is None:
+            self.simulator = self._end.enter_context(SimulatorThread(**state))
+        else:
+            self.simulator = server
+            server.run(server.reset(**state))
+        patch = self._end.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(watching, "watcher", self._watcher)
+        for name in [*os.environ]:
+            if name.startswith(_CREDENTIALS) or name == "PLAID_ENV":
+                patch.delenv(name)
+        patch.setenv("PLAID_CLIENT_ID", CLIENT_ID)
+        patch.setenv("PLAID_SECRET", SECRET)
+        patch.setenv("PLAID_BASE_URL", self.simulator.url)
+
+    def end(self) -> None:
+        """Restore the environment, and stop the simulator unless it is the session's."""
+        self._end.close()
 
     def _latency_of_request(self) -> float:
         """Return the latency of a request, and note whether it has bypassed a patch of `ClientSession`."""
         self.bypassed_patch |= is_session_patched()
-        latency = self.options.latency
+        latency = self._options.latency
         return latency() if callable(latency) else latency
 
     def problems(self) -> Iterable[str]:
         """Yield what is wrong with the end of a test that passed."""
-        for simulator in self.simulators:
-            for fault in simulator.unused_faults:
-                yield f"a scripted fault was never met: {fault!r}"
-            unclaimed = [entry for entry in simulator.ledger if self._is_unclaimed(entry)]
-            if unclaimed and not self.options.allow_unclaimed:
-                yield _describe_unclaimed(unclaimed)
-
-    def _is_unclaimed(self, entry: Mapping[str, object]) -> bool:
-        return not entry["removed"] and entry["relay_token"] not in self.claims
+        for fault in self.simulator.unused_faults:
+            yield f"a scripted fault was never met: {fault!r}"
+        if self._options.allow_unclaimed:
+            return
+        received = self._watcher.received_tokens
+        entries = [entry for entry in self.simulator.ledger if not entry["removed"]]
+        if unclaimed := [entry for entry in entries if entry["relay_token"] not in received]:
+            yield _describe_unclaimed(unclaimed)
 
 
 def _describe_unclaimed(entries: Sequence[Mapping[str, object]]) -> str:
     """Return a text without tokens."""
-    partners = [f"{entry['secondary_client_id']} ({entry['request_id']})" for entry in entries[:_MAX_LISTED]]
+    listed = entries[:_MAX_LISTED]
+    calls = ", ".join(f"{entry['secondary_client_id']} ({entry['request_id']})" for entry in listed)
     more = f" and {len(entries) - _MAX_LISTED} others" if len(entries) > _MAX_LISTED else ""
     return (
-        f"relay tokens were issued that no client has returned, for {', '.join(partners)}{more}. The test "
-        "may lose them with @pytest.mark.plaid(allow_unclaimed=True)"
+        f"relay tokens were issued that no client of this process has returned, for {calls}{more}; see 'Lost "
+        "tokens' in docs/testing.md. If the test loses them on purpose, or if its clients are in another "
+        "process, mark it with @pytest.mark.plaid(allow_unclaimed=True)"
     )
 
 

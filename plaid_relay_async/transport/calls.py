@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from plaid_relay_async import codec, telemetry
+from plaid_relay_async import codec, telemetry, watching
 from plaid_relay_async.cancellation import Draining
 from plaid_relay_async.certainty import Certainty, certainty_of, outcome_of
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.cancellation import DrainTracker
     from plaid_relay_async.config import CredentialsSource
-    from plaid_relay_async.redaction import Hidden
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.telemetry import Observer
     from plaid_relay_async.transport.authentication import Authentication, Authenticator
@@ -219,12 +218,7 @@ class Transport:
             if call.reports_late_outcome:
                 elapsed = call.now() - started
                 self._on_late_outcome(
-                    call.endpoint,
-                    call.request,
-                    result,
-                    attempts=call.attempts,
-                    elapsed=elapsed,
-                    call_id=call.observed.call_id,
+                    call.observed, call.endpoint, result, attempts=call.attempts, elapsed=elapsed
                 )
             raise cancellation
         finally:
@@ -312,11 +306,11 @@ class Transport:
         call.rounds += 1
         attempts_before, started = call.attempts, 0.0
         status: int | None = None
-        secret: Hidden[str] | None = None
         result: R | PlaidRelayError
         try:
             waiting_since = call.now() if call.observed.detailed else 0.0
             authentication = await self._admission.admit(call)
+            call.observed.secret = authentication.secret
             if call.observed.detailed:
                 call.observed.attempt_admitted(call.now() - waiting_since)
             try:
@@ -326,7 +320,7 @@ class Transport:
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
-            status, secret = raw_response.status, authentication.secret
+            status = raw_response.status
             decode = partial(
                 codec.read_response, call.endpoint, raw_response, call.request, authentication.secret
             )
@@ -350,7 +344,7 @@ class Transport:
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
             if call.observed.detailed:
-                _report_attempt(call, certainty.value, result, started=started, status=status, secret=secret)
+                _report_attempt(call, certainty.value, result, started=started, status=status)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)
         return result
@@ -446,7 +440,6 @@ def _report_attempt(
     *,
     started: float,
     status: int | None,
-    secret: Hidden[str] | None = None,
 ) -> None:
     """Report the end of an attempt to the observer.
 
@@ -456,11 +449,10 @@ def _report_attempt(
         result: the response or the error; `None` if the attempt was cancelled.
         started: the event loop's time at which the attempt started.
         status: the status of the response, if there is one.
-        secret: the caller's secret, if there is a response, which may quote it in its request ID.
     """
     fields = telemetry.error_fields(result if isinstance(result, PlaidRelayError) else None)
     fields["status"] = status or fields.get("status")
-    request_id = getattr(result, "request_id", None)
+    request_id, secret = getattr(result, "request_id", None), call.observed.secret
     if request_id is not None and secret is not None:
         fields["request_id"] = codec.redact_request_secrets(request_id, call.request, secret)
     call.observed.attempt_ended(call.attempts, certainty, duration=call.now() - started, **fields)
@@ -482,6 +474,8 @@ def _report_end(call: CallState[Any], result: Any, started: float) -> None:
         # No code expects such an error, so an attempt may have been executed.
         outcome = "unknown" if call.attempts and not call.is_safe else "failed"
     call.observed.ended(outcome, result, call.attempts, started)
+    if (watcher := watching.watcher) is not None and call.cancellation is None:
+        watcher.add_received(result)
 
 
 async def _wait_for_gate(call: CallState[Any], gate: AttemptGate) -> None:

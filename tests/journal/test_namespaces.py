@@ -117,24 +117,28 @@ async def test_rows_under_two_spellings_leave_one_current(plaid, report, url):
     assert len(plaid.ledger) == 1
 
 
-async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(plaid, report, url, caplog):
+@pytest.mark.parametrize(("partner", "shown"), [("p", "p"), ("credit-relay-sandbox-mistake", "[hidden]")])
+async def test_two_tokens_under_two_spellings_are_reported_and_not_merged(
+    plaid, report, url, caplog, partner, shown
+):
     """Each run gets its own token, and other runs are rejected until one of the two is removed."""
     async with client_for_host(plaid, "localhost") as client:
         async with Journal(url, run="x", key=KEY) as journal:
-            one = await client.relay.create([report], "p", journal=journal)
-        two = (await create_in_legacy_namespace(plaid, client, report, url, "y", ["p"])).created[0]
+            one = await client.relay.create([report], partner, journal=journal)
+        two = (await create_in_legacy_namespace(plaid, client, report, url, "y", [partner])).created[0]
     async with client_for_host(plaid, "LOCALHOST") as client:
         for run, own in (("x", one), ("y", two)):
             async with Journal(url, run=run, key=KEY) as journal:
-                response = await client.relay.create([report], "p", journal=journal)
+                response = await client.relay.create([report], partner, journal=journal)
                 assert response.relay_token == own.relay_token
-        assert "partner p: this pair has two relay tokens" in caplog.text
+        assert f"partner {shown}: this pair has two relay tokens" in caplog.text
         async with Journal(url, run="z", key=KEY, on_existing="create", retry_unknown=True) as journal:
             with pytest.raises(DuplicateRequestError, match="two spellings of the host"):
-                await client.relay.create([report], "p", journal=journal)
+                await client.relay.create([report], partner, journal=journal)
             await client.relay.remove(two.relay_token, journal=journal)
         async with Journal(url, run="z", key=KEY) as journal:
-            response = await client.relay.create([report], "p", journal=journal)
+            response = await client.relay.create([report], partner, journal=journal)
     assert response.relay_token == one.relay_token
     assert len(plaid.ledger) == 2
     assert one.relay_token not in caplog.text
+    assert "mistake" not in caplog.text

@@ -19,6 +19,10 @@ WAYS = {
         "",
     ),
     "anyio": (["-p", "no:asyncio", "-W", "ignore::pytest.PytestConfigWarning"], "@pytest.mark.anyio"),
+    "anyio's auto mode": (
+        ["-p", "no:asyncio", "-W", "ignore::pytest.PytestConfigWarning", "-o", "anyio_mode=auto"],
+        "",
+    ),
     "anyio beside pytest-asyncio": (["-o", "asyncio_mode=strict"], "@pytest.mark.anyio"),
 }
 
@@ -47,6 +51,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     monkeypatch.setenv("PLAID_CLIENT_ID", "real-client-id")
     monkeypatch.setenv("PLAID_SECRET", "real-secret")
     monkeypatch.setenv("PLAID_ENV", "production")
+    monkeypatch.setenv("PLAID_SECRET_EUROPE", "real-secret")
     monkeypatch.delenv("PLAID_BASE_URL", raising=False)
     pytester.makeini("[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makeconftest(BACKEND)
@@ -115,6 +120,23 @@ def test_a_synchronous_test_has_no_client(suite):
     result.stdout.fnmatch_lines(["*relay_client is for asynchronous tests*"])
 
 
+def test_trio_is_rejected(suite):
+    """relay_client fails in anyio's tests on trio, and says how to select asyncio."""
+    source = """
+import pytest
+
+@pytest.fixture
+def anyio_backend():
+    return "trio"
+
+@pytest.mark.anyio
+async def test_it(relay_client): ...
+"""
+    result = run(suite, source)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(['RelayClient needs asyncio: let anyio_backend return "asyncio"'])
+
+
 def test_test_cases_of_unittest(suite):
     """Test cases of unittest may use the simulators, and a failed one is reported once."""
     source = """
@@ -175,11 +197,12 @@ def test_before():
     assert os.environ["PLAID_SECRET"] == "real-secret"
 
 def test_with_the_simulator(early_client, plaid_simulator):
-    assert repr(early_client) == "<RelayClient for http://127.0.0.1:9>"
+    assert repr(early_client) == f"<RelayClient for {plaid_simulator.url}>"
     assert os.environ["PLAID_BASE_URL"] == plaid_simulator.url
     assert os.environ["PLAID_SECRET"] == "testing-secret-7e577e577e57"
     assert os.environ["PLAID_CLIENT_ID"] == "testing-client-id"
     assert "PLAID_ENV" not in os.environ
+    assert "PLAID_SECRET_EUROPE" not in os.environ
 
 def test_after():
     assert os.environ["PLAID_SECRET"] == "real-secret"
@@ -295,7 +318,9 @@ def test_a_token_that_no_client_returned_fails_the_test(suite):
     """A test fails at its end if a token was lost; the message has the partner, and not the token."""
     result = run_synchronous(suite, LOSES_A_TOKEN)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*no client has returned, for partner-1 (*). The test may lose*"])
+    result.stdout.fnmatch_lines(
+        ["*no client of this process has returned, for partner-1 (*); *allow_unclaimed=True)"]
+    )
     assert "-sandbox-" not in str(result.stdout)
 
 
@@ -308,7 +333,7 @@ def test_many_lost_tokens_are_counted(suite):
     """
     result = run_synchronous(suite, body)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*) and 3 others. The test*"])
+    result.stdout.fnmatch_lines(["*) and 3 others; *"])
 
 
 def test_a_test_may_be_allowed_to_lose_tokens(suite):
@@ -364,15 +389,17 @@ def latency():
 
 pytestmark = pytest.mark.plaid(reports=["report-1"], latency=60.0)
 
-@pytest.mark.plaid(faults=[Fault(status=429, times=1)], latency=latency)
-def test_it(plaid_simulator):
-    async def create():
-        async with RelayClient(retry=RetryPolicy(attempts=1)) as client:
-            with pytest.raises(RateLimitError):
+@pytest.mark.plaid(faults=[Fault(status=429, times=1)], latency=30.0)
+class TestSharing:
+    @pytest.mark.plaid(latency=latency)
+    def test_it(self, plaid_simulator):
+        async def create():
+            async with RelayClient(retry=RetryPolicy(attempts=1)) as client:
+                with pytest.raises(RateLimitError):
+                    await client.relay.create(["report-1"], "partner-1")
                 await client.relay.create(["report-1"], "partner-1")
-            await client.relay.create(["report-1"], "partner-1")
-    asyncio.run(create())
-    assert len(latencies) == 2
+        asyncio.run(create())
+        assert len(latencies) == 2
 """
     run(suite, source).assert_outcomes(passed=1)
 
@@ -380,16 +407,28 @@ def test_it(plaid_simulator):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ("report=['a']", "*@pytest.mark.plaid: unknown argument report; *"),
-        ("['a']", "*positional arguments; use keyword*"),
+        ("report=['a']", "there is no argument report"),
+        ("['a']", "it takes no positional arguments"),
+        ("reports='report-1'", "reports must be a list of tokens"),
+        ("faults=Fault(status=429)", "faults must be a list of Fault(...) and WebhookFault(...)"),
+        ("faults=[{'status': 429}]", "faults must be a list of Fault(...) and WebhookFault(...)"),
+        ("latency=-1", "latency must be seconds, or a function that returns them"),
+        ("latency='1'", "latency must be seconds, or a function that returns them"),
     ],
 )
 def test_an_invalid_marker_fails_the_test(suite, arguments, problem):
-    """An unknown or positional argument of the marker fails the test, and lists what is allowed."""
-    source = f"import pytest\n@pytest.mark.plaid({arguments})\ndef test_it(plaid_simulator): ..."
+    """An invalid argument of the marker fails the test, and the message says what is allowed."""
+    source = f"""
+import pytest
+from plaid_relay_async.testing import Fault
+
+@pytest.mark.plaid({arguments})
+def test_it(plaid_simulator): ...
+"""
     result = run(suite, source)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([problem])
+    problem = problem.replace("[", "[[]")
+    result.stdout.fnmatch_lines([f"@pytest.mark.plaid: {problem}; its arguments are reports=, faults=, *"])
 
 
 # --------------------------------------------------------------------------- the server of the session
@@ -430,21 +469,14 @@ def test_no_report(plaid_simulator_server):
 # -------------------------------------------------------------------------------- patched sessions
 
 PATCHED = """
-import asyncio
-import aiohttp
 import pytest
-from plaid_relay_async import RelayClient
-
-async def intercepted(self, *arguments, **options):
-    raise AssertionError
+from aioresponses import aioresponses
 
 @pytest.mark.plaid(reports=["report-1"])
-def test_it(plaid_simulator, monkeypatch):
-    monkeypatch.setattr(aiohttp.ClientSession, "_request", intercepted)
-    async def create():
-        async with RelayClient() as client:
-            await client.relay.create(["report-1"], "partner-1")
-    asyncio.run(create())
+@pytest.mark.asyncio
+async def test_it(relay_client):
+    with aioresponses():
+        await relay_client.relay.create(["report-1"], "partner-1")
 """
 
 

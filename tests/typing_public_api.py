@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Never, assert_type
 from plaid_relay_async import (
     AssetReport,
     AssetReportGetResponse,
+    AttemptEnd,
     Batch,
     BatchResult,
+    CallEnd,
     Created,
     CreationResult,
     Credentials,
@@ -29,6 +31,7 @@ from plaid_relay_async import (
     RelayRemoveResponse,
     Removed,
     SentWebhook,
+    Telemetry,
     Unknown,
     WebhookEventsListResponse,
 )
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aiohttp import web
+    from opentelemetry.trace import TracerProvider
     from redis.asyncio import Redis
     from starlette.applications import Starlette
 
@@ -101,6 +105,18 @@ def clients_with_limiters(redis: Redis) -> tuple[RelayClient, ...]:
         RedisLimiter(limits, "redis://h", slack=1),
     )
     return tuple(RelayClient(rate_limiter=limiter) for limiter in limiters)
+
+
+def client_with_telemetry(provider: TracerProvider) -> RelayClient:
+    attempts: list[AttemptEnd] = []
+    calls: dict[str, str] = {}
+
+    def store(end: CallEnd) -> None:
+        assert_type(end.status, int | None)
+        calls[end.call_id] = end.outcome
+
+    telemetry = Telemetry(tracer_provider=provider, propagate=True)
+    return RelayClient(on_attempt=attempts.append, on_call_end=store, telemetry=telemetry)
 
 
 async def lender_api() -> None:

@@ -7,7 +7,6 @@ identifiers either, so that their number is bounded.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from contextvars import Token
@@ -28,6 +27,7 @@ from plaid_relay_async.config import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from opentelemetry.util.types import AttributeValue
 
@@ -67,8 +67,11 @@ def _attributes(**values: AttributeValue | None) -> Attributes:
 
 
 def _error_type(end: AttemptEnd) -> str | None:
-    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error."""
-    return str(end.status) if end.status is not None and end.status >= 400 else end.error_code
+    """Return the value of `error.type` for an attempt: the status of an error, or the class of its error.
+
+    With another status, the error has no code that the server has chosen.
+    """
+    return str(end.status) if end.status is not None and end.status >= 300 else end.error_code
 
 
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
@@ -191,21 +194,24 @@ class OpenTelemetry:
         return self.traces or self.instruments is not None
 
     def _look_up_providers(self) -> None:
-        if not self.traces:
-            provider = self._settings.tracer_provider or trace.get_tracer_provider()
-            if not _does_nothing(provider):
-                self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
-                self.traces = True
-        if self.instruments is None:
-            self.instruments = instruments_of(self._settings.meter_provider)
-            if self.instruments is not None:
-                self.instruments.clients.add(self)
+        provider = self._settings.tracer_provider or trace.get_tracer_provider()
+        if not (self.traces or _does_nothing(provider)):
+            self.tracer = provider.get_tracer(_SCOPE, __version__, schema_url=_SCHEMA)
+            self.traces = True
+        self.instruments = instruments_of(self._settings.meter_provider)
+        if self.instruments is not None:
+            self.instruments.clients.add(self)
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:
         """Return the span of a batch, which is a child of the current span."""
         values = _attributes(operation=operation, **attributes)
         return self.tracer.start_span(f"{_span_name(operation)}.batch", attributes=values)
+
+    @staticmethod
+    def as_current(span: Span) -> AbstractContextManager[Span]:
+        """Return a context in which a span is the current one."""
+        return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
     @staticmethod
     @_harmless
@@ -249,15 +255,6 @@ class CallTrace:
     def __attrs_post_init__(self) -> None:
         self.context = trace.set_span_in_context(self.span)
 
-    @contextlib.contextmanager
-    def as_current(self) -> Iterator[None]:
-        """Make the span of the call the current one, so that log records have its identifiers."""
-        token = otel_context.attach(self.context)
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
-
     @_harmless
     def admitted(self, wait: float) -> None:
         """Record the seconds that an attempt has waited for its admission."""
@@ -265,10 +262,10 @@ class CallTrace:
             self.otel.instruments.waits.record(wait, _attributes(operation=self.operation))
 
     @_harmless
-    def retry_planned(self, reason: str | None) -> None:
-        """Count a retry."""
+    def retry_planned(self, error: BaseException) -> None:
+        """Count a retry, by the class of the error that is its reason."""
         if self.otel.instruments is not None:
-            values = _attributes(operation=self.operation, reason=reason)
+            values = _attributes(operation=self.operation) | {"error.type": type(error).__name__}
             self.otel.instruments.retries.add(1, values)
 
     @_harmless

@@ -175,7 +175,8 @@ class Admission:
 
     def rates(self) -> dict[str, float]:
         """Return the adaptive rate of each operation that has one, in attempts per second."""
-        rates = {path: throttle.rate.per_second for path, throttle in self.throttles.items()}
+        # A reader of metrics calls this from its thread, so the loop runs over a copy.
+        rates = {path: throttle.rate.per_second for path, throttle in list(self.throttles.items())}
         return {path: rate for path, rate in rates.items() if math.isfinite(rate)}
 
     def end_waits(self) -> None:

@@ -22,7 +22,7 @@ IN_FLIGHT, RATE = "plaid.client.attempts.in_flight", "plaid.client.rate"
 
 
 async def test_operations_and_requests(plaid, recording):
-    """Calls are counted by outcome and class of error, requests by status, and retries by reason."""
+    """Calls are counted by outcome and class of error, requests by status, and retries by class of error."""
     plaid.fail(
         Fault(path=CREATE, status=429, times=1, headers={"Retry-After": "0"}),
         Fault(path=CREATE, secondary_client_id="lost", close=True, when="after"),
@@ -47,7 +47,7 @@ async def test_operations_and_requests(plaid, recording):
         ("400", "POST", 400, *address): 1,
     }
     assert {values: point.value for values, point in recording.points(RETRIES).items()} == {
-        (CREATE, "RATE_LIMIT"): 1
+        ("RateLimitError", CREATE): 1
     }
     assert recording.counts(WAITS) == {(CREATE,): 3, (GET,): 1}
 

@@ -145,8 +145,8 @@ async def test_a_call_with_a_journal(plaid, recording, tmp_path):
     assert [len(recording.attempts_of(call)) for call in calls] == [1, 0]
 
 
-async def test_log_records_belong_to_the_span_of_their_call(plaid, recording, every_log):
-    """The records of a call are written while its span is the current one."""
+async def test_log_records_belong_to_their_span(plaid, recording, every_log):
+    """The records of a call or a batch are written while its span is the current one."""
     seen = []
 
     class Handler(logging.Handler):
@@ -160,10 +160,16 @@ async def test_log_records_belong_to_the_span_of_their_call(plaid, recording, ev
         async with recording.client(plaid) as client:
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create([plaid.add_report()], "p")
+            await client.relay.create_many([])
     finally:
         logger.removeHandler(handler)
-    (call,) = recording.named(CALL)
-    assert seen == [("attempt", call.context), ("call_end", call.context)]
+    (call,), (batch,) = recording.named(CALL), recording.named(BATCH)
+    assert seen == [
+        ("attempt", call.context),
+        ("call_end", call.context),
+        ("batch_start", batch.context),
+        ("batch_end", batch.context),
+    ]
     assert not trace.get_current_span().get_span_context().is_valid
 
 

@@ -93,11 +93,12 @@ MAP = {
                 "deadlines",
                 "exchange",
                 "session",
+                "telemetry",
                 "transport",
             ),
             "limits",
         ),
-        ("aiohttp", "attrs", "cattrs", "prometheus_client"),
+        ("aiohttp", "attrs", "cattrs", "opentelemetry", "prometheus_client"),
     ),
     "cli": AllowedImports(
         (*CORE, "webhooks", "client", "limits", "journal", "inbox", "simulator", "gateway", "__init__"),

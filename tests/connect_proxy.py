@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING
 
+import trustme
+from servers import echoing
 from tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    import ssl as tls
+    from collections.abc import AsyncIterator
+
+SECRET = "canary-of-the-proxy"
 
 
 class ConnectProxy(TcpProxy):
@@ -18,14 +23,14 @@ class ConnectProxy(TcpProxy):
     Args:
         port: the port on 127.0.0.1 that every tunnel leads to, whatever host the client asks for.
         status: the status of every response; the proxy opens a tunnel only with 200.
-        ssl: the server's TLS context if clients connect to the proxy over TLS.
+        tls: the server's TLS context if clients connect to the proxy over TLS.
 
     Attributes:
         heads: the request heads received.
     """
 
-    def __init__(self, port: int, status: int = 200, ssl: tls.SSLContext | None = None) -> None:
-        super().__init__(ssl)
+    def __init__(self, port: int, status: int = 200, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls)
         self.heads: list[bytes] = []
         self._server_port = port
         self._status = status
@@ -55,3 +60,18 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     while piece := await reader.read(65_536):
         writer.write(piece)
         await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def server_behind_proxy(
+    status: int = 200, *, tls: bool = False
+) -> AsyncIterator[tuple[ConnectProxy, str, ssl.SSLContext, list]]:
+    """Run a server for plaid.example behind a proxy; yield the proxy, its URL, a context that trusts both, and requests."""
+    authority, ours = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(ours)
+    theirs, proxies = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
+    authority.issue_cert("plaid.example").configure_cert(theirs)
+    authority.issue_cert("127.0.0.1").configure_cert(proxies)
+    async with echoing(theirs) as (url, received, _):
+        async with ConnectProxy(int(url.rpartition(":")[2]), status, proxies if tls else None) as proxy:
+            yield proxy, f"{'https' if tls else 'http'}://me:{SECRET}@127.0.0.1:{proxy.port}", ours, received

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import re
 import signal
 import struct
@@ -125,6 +126,16 @@ def waits_in_kernel(pid: int, name: str) -> Callable[[], bool]:
         return name in Path(f"/proc/{pid}/wchan").read_text() or time.monotonic() - last_change > 1
 
     return waits
+
+
+def read_terminal(screen: int) -> bytes:
+    """Return what programs write to a pseudoterminal until the last one closes it, and close this side."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux reports the end
+        while part := os.read(screen, 65536):
+            shown += part
+    os.close(screen)
+    return shown
 
 
 def unread_bytes(pipe: Any) -> int:

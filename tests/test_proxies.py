@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import ssl
-from typing import TYPE_CHECKING
 
 import pytest
-import trustme
-from connect_proxy import ConnectProxy
-from servers import echoing
+from connect_proxy import SECRET, server_behind_proxy
 from support import OWNER, QUICK, session_of
 
 from plaid_relay_async import (
@@ -26,11 +21,7 @@ from plaid_relay_async.gateway import Gateway
 from plaid_relay_async.gateway.keys import new_key
 from plaid_relay_async.proxies import resolve_proxy
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 PLAID = "https://plaid.example"
-SECRET = "canary-of-the-proxy"
 VARIABLES = (
     "https_proxy",
     "HTTPS_PROXY",
@@ -209,21 +200,6 @@ def test_a_proxy_does_not_show_its_password():
 
 
 # ---------------------------------------------------------------------------- what a proxy receives
-
-
-@contextlib.asynccontextmanager
-async def server_behind_proxy(
-    status: int = 200, *, tls: bool = False
-) -> AsyncIterator[tuple[ConnectProxy, str, ssl.SSLContext, list]]:
-    """Run a server for plaid.example behind a proxy; yield the proxy, its URL, a context that trusts both, and requests."""
-    authority, ours = trustme.CA(), ssl.create_default_context()
-    authority.configure_trust(ours)
-    theirs, proxies = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
-    authority.issue_cert("plaid.example").configure_cert(theirs)
-    authority.issue_cert("127.0.0.1").configure_cert(proxies)
-    async with echoing(theirs) as (url, received, _):
-        async with ConnectProxy(int(url.rpartition(":")[2]), status, proxies if tls else None) as proxy:
-            yield proxy, f"{'https' if tls else 'http'}://me:{SECRET}@127.0.0.1:{proxy.port}", ours, received
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])

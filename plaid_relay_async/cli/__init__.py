@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from plaid_relay_async.cli import logs
-from plaid_relay_async.cli.messages import ExitStatus, print_message
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus
 from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.telemetry import PACKAGE
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with signals:
         if argv is not None:
-            return _run(argv)
+            with logs.restored_logs():
+                return _run(argv)
         _open_standard_streams()
         logging.lastResort = logs.handler
         PACKAGE.addHandler(logs.handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from functools import partial
 from pathlib import Path  # noqa: TC003  # cyclopts reads it at run time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,8 +38,8 @@ from plaid_relay_async.cli.journal_options import (
     SkipConfirmation,
     run_query,
 )
-from plaid_relay_async.cli.logs import configure_logs, restored_logs
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
+from plaid_relay_async.cli.logs import configure_logs, print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError
 from plaid_relay_async.cli.options import (
     AllowOddIDs,
     Append,
@@ -406,18 +407,16 @@ def run_command(argv: Sequence[str]) -> int:
         KeyboardInterrupt: a signal has ended the command.
     """
     try:
-        with restored_logs():
-            # `--help` and `--version` return `None`.
-            return (
-                app(argv, exit_on_error=False, print_error=False, result_action="return_value")
-                or ExitStatus.DONE
-            )
+        # `--help` and `--version` return `None`.
+        return (
+            app(argv, exit_on_error=False, print_error=False, result_action="return_value") or ExitStatus.DONE
+        )
     except CycloptsError as error:
         lines = [*_redact_values(str(error), argv).split("\n"), "see plaid-relay --help"]
         status = ExitStatus.USAGE
     except Exception as error:  # noqa: BLE001  # a traceback could show a token
         lines, status = describe_error(error)
-    print_message(f"plaid-relay: {lines[0]}", *lines[1:])
+    print_message(f"plaid-relay: {lines[0]}", *lines[1:], level=logging.ERROR)
     return status
 
 

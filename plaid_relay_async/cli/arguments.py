@@ -8,7 +8,8 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
 
-from plaid_relay_async.cli.messages import StderrWriter, UsageError, print_message, sanitize
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import StderrWriter, UsageError, sanitize
 
 ProxyOption: TypeAlias = Annotated[
     str | None,

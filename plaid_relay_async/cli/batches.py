@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message, sanitize
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.output import open_output, open_stdout, write_all
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.cli.row_iterators import FileRows, PipedRows

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from plaid_relay_async.cli.arguments import ProxyOption, read_value
-from plaid_relay_async.cli.logs import configure_logs
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, max_connections, print_message, sanitize
+from plaid_relay_async.cli.logs import configure_logs, print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, max_connections, sanitize
 from plaid_relay_async.cli.options import LogFormat, Port, check_port
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.serving import (

@@ -17,7 +17,8 @@ from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at ru
     RunName,  # noqa: TC001
     SkipConfirmation,  # noqa: TC001
 )
-from plaid_relay_async.cli.messages import ExitStatus, print_message, sanitize
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, sanitize
 from plaid_relay_async.cli.output import OUTCOME_COLUMNS, open_output
 from plaid_relay_async.cli.progress import OutcomeCounts, totals_table
 

@@ -1,4 +1,4 @@
-"""The messages of the command on standard error, and its exit status."""
+"""What the command may write to standard error, how it writes it, and its exit status."""
 
 from __future__ import annotations
 
@@ -81,11 +81,6 @@ def sanitize(text: str) -> str:
     if len(line) > _MAX_LINE_LENGTH:
         line = f"{line[:_MAX_LINE_LENGTH]}[... {len(line) - _MAX_LINE_LENGTH:,} more characters]"
     return escape_unprintable(line)
-
-
-def print_message(*lines: str) -> None:
-    """Write lines to standard error, each as `sanitize` returns it."""
-    write_lines(*map(sanitize, lines))
 
 
 def write_lines(*lines: str) -> None:

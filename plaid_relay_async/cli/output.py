@@ -26,7 +26,8 @@ from attrs import field, frozen
 
 from plaid_relay_async import private_files
 from plaid_relay_async.cli.formulas import neutralize
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError
 from plaid_relay_async.cli.rescue import Rescue
 from plaid_relay_async.display import escape_json
 from plaid_relay_async.errors import reason_of

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from plaid_relay_async.cli.logs import LogHandler
+from plaid_relay_async.cli.logs import LogHandler, message_lines, writes_json
 from plaid_relay_async.cli.messages import StderrWriter, sanitize
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class ProgressDisplay:
 
     Args:
         total: the number of expected outcomes; `None` if it is unknown, as for a pipe.
-        bar: whether to show a bar if standard error is a terminal.
+        bar: whether to show a bar if standard error is a terminal, and has no lines of JSON.
     """
 
     def __init__(self, total: int | None, *, bar: bool = True) -> None:
         self._total = total
         self._console = Console(file=cast("IO[str]", StderrWriter()))
-        self._has_bar = bar and self._console.is_terminal
+        self._has_bar = bar and self._console.is_terminal and not writes_json()
 
     async def show_progress(self, progress: Callable[[], Progress]) -> None:
         """Show the progress of a batch until cancelled."""
@@ -95,16 +95,20 @@ class ProgressDisplay:
         return f"{counts}, {format_rate(progress)}"
 
     def print_message(self, *lines: str) -> None:
-        """Write lines to standard error, each as `sanitize` returns it, above the bar if there is one."""
-        self._write_lines(*map(sanitize, lines))
+        """Write a message to standard error, above the bar if there is one."""
+        self._write_lines(*message_lines(*lines))
 
     def _write_lines(self, *lines: str) -> None:
         # In a string, rich would replace markup and emoji names, such as `:100:` in a line number.
         self._console.print(*map(Text, lines), sep="\n", soft_wrap=True)
 
     def show_totals(self, counts: OutcomeCounts) -> None:
-        """Print the closing table."""
-        self._console.print(totals_table(counts))
+        """Print the closing table; as JSON, a message with the same numbers."""
+        if writes_json():
+            totals = {**counts.by_outcome, **counts.by_error_code}
+            self.print_message(", ".join(f"{sanitize(name)}: {count}" for name, count in totals.items()))
+        else:
+            self._console.print(totals_table(counts))
 
 
 def totals_table(counts: OutcomeCounts) -> Table:

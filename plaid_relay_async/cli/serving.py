@@ -13,7 +13,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from plaid_relay_async import private_files
-from plaid_relay_async.cli.messages import ExitStatus, StderrWriter, UsageError, print_message
+from plaid_relay_async.cli.logs import AuditFormatter, print_message, writes_json
+from plaid_relay_async.cli.messages import ExitStatus, StderrWriter, UsageError
 from plaid_relay_async.cli.output import write_all
 from plaid_relay_async.config import Credentials
 from plaid_relay_async.errors import ConfigurationError
@@ -163,7 +164,9 @@ class AuditFile(logging.Handler):
             write_all(self._file, f"{self.format(record)}\n".encode())
         except OSError as error:
             if not self._failing:
-                print_message(f"plaid-relay: the audit log can't be written: {error.strerror}")
+                print_message(
+                    f"plaid-relay: the audit log can't be written: {error.strerror}", level=logging.ERROR
+                )
             self._failing = True
         else:
             self._failing = False
@@ -171,7 +174,12 @@ class AuditFile(logging.Handler):
 
 def audit_log(file: AuditFile | None) -> contextlib.AbstractContextManager[None]:
     """Send audit lines to a file or to standard error; at the end, restore the logger, and close the file."""
-    return handling_log(_AUDIT_LOGGER, logging.StreamHandler(StderrWriter()) if file is None else file)
+    if file is not None:
+        return handling_log(_AUDIT_LOGGER, file)
+    handler = logging.StreamHandler(StderrWriter())
+    if writes_json():
+        handler.setFormatter(AuditFormatter())
+    return handling_log(_AUDIT_LOGGER, handler)
 
 
 @contextlib.contextmanager
@@ -250,7 +258,9 @@ async def _wait_for_stop(gateway: Gateway, stops: asyncio.Queue[None]) -> ExitSt
     await asyncio.wait({closing})
     if not closing.cancelled() and closing.result():  # result() raises the error of closing, if any
         return ExitStatus.DONE
-    print_message("plaid-relay: calls in flight were cut off; their outcome is unknown")
+    print_message(
+        "plaid-relay: calls in flight were cut off; their outcome is unknown", level=logging.WARNING
+    )
     return ExitStatus.FAILED
 
 
@@ -274,6 +284,6 @@ async def _reload_on_sighup(
             except (UsageError, OSError) as error:
                 problems.append(f"the previous one stays in use: {error}")
         for problem in problems:
-            print_message(f"plaid-relay: error: not reloaded, {problem}")
+            print_message(f"plaid-relay: error: not reloaded, {problem}", level=logging.ERROR)
         if not problems:
             print_message("plaid-relay: reloaded")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from plaid_relay_async.cli import logs
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
+from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, print_message, writes_json
+from plaid_relay_async.cli.messages import ExitStatus, UsageError
 from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.webhook_output import LineWriter, format_time, to_line
 from plaid_relay_async.hosts import bracketed
@@ -127,7 +127,10 @@ async def listen(
                     await stopped.wait()
         lost = [webhook async for webhook in memory.webhooks(WebhookState.PENDING)]
     if lost:
-        print_message(f"plaid-relay: webhooks that were received and not printed: {len(lost)}; use --store")
+        print_message(
+            f"plaid-relay: webhooks that were received and not printed: {len(lost)}; use --store",
+            level=logging.WARNING,
+        )
     if printer.error is not None:
         raise printer.error
     return ExitStatus.FAILED if lost else ExitStatus.DONE
@@ -159,7 +162,6 @@ class _ShortFormatter(logging.Formatter):
 
 def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
     """Print what the receiver logs, such as the reason for which a request was refused."""
-    handler = logs.LogHandler()
-    is_json = isinstance(logs.handler.formatter, logs.JSONFormatter)
-    handler.setFormatter(logs.handler.formatter if is_json else _ShortFormatter())
+    handler = LogHandler()
+    handler.setFormatter(JSONFormatter() if writes_json() else _ShortFormatter())
     return handling_log(logging.getLogger("plaid_relay_async.webhooks"), handler)

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, print_message
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError
 from plaid_relay_async.config import parse_url
 from plaid_relay_async.hosts import is_loopback
 from plaid_relay_async.simulator.webhooks import (

@@ -16,7 +16,8 @@ from plaid_relay_async.cli.journal_options import (
     OptionalJournalURL,
     SkipConfirmation,
 )
-from plaid_relay_async.cli.messages import ExitStatus, UsageError, naming_extra, print_message
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, naming_extra
 from plaid_relay_async.cli.options import Port  # noqa: TC001  # cyclopts reads it at run time
 from plaid_relay_async.cli.output import open_stdout
 from plaid_relay_async.cli.signals import signals

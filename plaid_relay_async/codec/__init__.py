@@ -29,6 +29,7 @@ from plaid_relay_async.codec.endpoints import (
 from plaid_relay_async.codec.records import encode_request, from_json, structure, to_json, unstructure
 from plaid_relay_async.codec.responses import (
     RawResponse,
+    error_of_response,
     parse_retry_after,
     read_response,
     redact_request_secrets,
@@ -60,6 +61,7 @@ __all__ = [
     "Idempotency",
     "RawResponse",
     "encode_request",
+    "error_of_response",
     "from_json",
     "parse_retry_after",
     "read_response",

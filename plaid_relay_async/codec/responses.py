@@ -71,7 +71,7 @@ def read_response(
         ResponseDecodeError: the response to an idempotent or safe request is invalid or too long.
     """
     if not 200 <= response.status < 300:
-        raise _error_of_response(endpoint, response, _secrets_of_request(request, secret))
+        raise error_of_response(endpoint, response, _secrets_of_request(request, secret))
     is_repeatable = endpoint.idempotency is not Idempotency.NON_IDEMPOTENT
     # The response to a non-idempotent request is decoded even if it broke off: its token may be complete.
     if response.body_error is not None and is_repeatable:
@@ -159,9 +159,10 @@ _ERROR_FIELDS = (
 )
 
 
-def _error_of_response(
+def error_of_response(
     endpoint: Endpoint[Any, Any], response: RawResponse, secrets: Iterable[str]
 ) -> PlaidRelayError:
+    """Return what a response without a success status means; `secrets` are redacted in its texts."""
     attributes = _error_attributes(response, secrets)
     cls = error_class_for(attributes.get("error_type"), attributes.get("error_code"), response.status)
     error = cls(_error_text(response, attributes), **attributes | _own_advice(response.status, attributes))

@@ -12,9 +12,15 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.redaction import redact_identifier
 
 _log = logging.getLogger(__name__)
+
+
+def loggable(identifier: str | None) -> str | None:
+    """Return an identifier that a caller or Plaid chose, as one printable line without a token."""
+    return None if identifier is None else escape_unprintable(redact_identifier(identifier))
 
 
 @define(eq=False)
@@ -52,12 +58,11 @@ class AuditRecord:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "caller": self.caller,
             "operation": self.operation,
-            "partner": self.partner and redact_identifier(self.partner),
+            "partner": loggable(self.partner),
             "status": self.status,
             "error_code": self.error_code,
-            "request_id": self.request_id and redact_identifier(self.request_id),
+            "request_id": loggable(self.request_id),
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }
-        # JSON escapes line breaks, so that an identifier of a caller can't forge another line.
         _log.info("%s", json.dumps(fields))

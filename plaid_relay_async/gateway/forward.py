@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import HttpVersion11, web
-from attrs import define
+from attrs import define, field
 
 from plaid_relay_async.codec import Endpoint, Idempotency, RawResponse, request_id_of
 from plaid_relay_async.config import PLAID_VERSION, USER_AGENT, Timeouts
@@ -28,10 +28,12 @@ from plaid_relay_async.transport.wire import Attempt, send_attempt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from plaid_relay_async.errors import PlaidRelayError
     from plaid_relay_async.session import SessionManager
     from plaid_relay_async.transport import Authenticator
+    from plaid_relay_async.transport.authentication import Authentication
 
 _log = logging.getLogger(__name__)
 
@@ -169,6 +171,21 @@ class _Downstream:
         transport.close()
 
 
+@define(eq=False)
+class TracedAttempt:
+    """An attempt at Plaid, for its span.
+
+    Attributes:
+        endpoint: the operation.
+        headers: the headers to send with it, which continue a trace.
+        response: the response, when that has ended.
+    """
+
+    endpoint: Endpoint[Any, Any]
+    headers: dict[str, str] = field(factory=dict)
+    response: RawResponse | None = None
+
+
 class Upstream:
     """Sends calls to Plaid.
 
@@ -181,15 +198,22 @@ class Upstream:
         timeouts: the timeouts of an attempt.
         caller_timeout: seconds for a caller to receive each chunk of a response, for a call to wait for a
             connection, and for the source of the credentials.
+        attempt_span: returns a context manager in which the attempt runs, and which records its span.
     """
 
     def __init__(
-        self, session: SessionManager, base_url: str, timeouts: Timeouts, caller_timeout: float
+        self,
+        session: SessionManager,
+        base_url: str,
+        timeouts: Timeouts,
+        caller_timeout: float,
+        attempt_span: Callable[[TracedAttempt], AbstractContextManager[None]],
     ) -> None:
         self._session = session
         self._base_url = base_url
         self._timeouts = timeouts
         self._caller_timeout = caller_timeout
+        self._attempt_span = attempt_span
         self.in_flight = 0
 
     async def forward(
@@ -228,9 +252,19 @@ class Upstream:
         request: web.BaseRequest,
         record: AuditRecord,
     ) -> web.StreamResponse:
+        now, total = asyncio.get_running_loop().time(), self._timeouts.total or math.inf
         try:
-            downstream, attempt = await self._prepare_attempt(endpoint, body, authenticator, request, record)
-            raw_response = await send_attempt(self._session.exchange, attempt)
+            # A callable source of credentials may hang; it gets no more time than a caller.
+            authentication = await authenticator.authenticate(now + min(self._caller_timeout, total))
+            self._session.check_usable()  # the gateway may have been closed meanwhile
+            # The caller could not receive the token, so nothing is sent for it.
+            if abort_if_disconnected(request.protocol):
+                raise GatewayError(error_responses.CALLER_GONE)
+            downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
+            traced = TracedAttempt(endpoint)
+            with self._attempt_span(traced):
+                attempt = self._build_attempt(traced, body, authentication, downstream, now + total)
+                raw_response = traced.response = await send_attempt(self._session.exchange, attempt)
             if downstream.response is None:  # start_response() rejected the status or the encoding
                 assert raw_response.body_error is not None  # noqa: S101  # so the body counts as lost
                 if downstream.undecodable:
@@ -249,39 +283,37 @@ class Upstream:
         _log.warning("%s: %s", endpoint.path, problem)
         raise GatewayError(reason)
 
-    async def _prepare_attempt(
+    def _build_attempt(
         self,
-        endpoint: Endpoint[Any, Any],
+        traced: TracedAttempt,
         body: Hidden[bytes],
-        authenticator: Authenticator,
-        request: web.BaseRequest,
-        record: AuditRecord,
-    ) -> tuple[_Downstream, Attempt]:
-        # A callable source of credentials may hang; it gets no more time than a caller.
-        now, total = asyncio.get_running_loop().time(), self._timeouts.total or math.inf
-        authentication = await authenticator.authenticate(now + min(self._caller_timeout, total))
-        self._session.check_usable()  # the gateway may have been closed meanwhile
-        # The caller could not receive the token, so nothing is sent for it.
-        if abort_if_disconnected(request.protocol):
-            raise GatewayError(error_responses.CALLER_GONE)
-        downstream = _Downstream(request, self._caller_timeout, Mask(authentication.secret), record)
-        forwarded = _forwarded_headers(request.headers, _REQUEST_HEADERS)
-        attempt = Attempt(
+        authentication: Authentication,
+        downstream: _Downstream,
+        deadline: float,
+    ) -> Attempt:
+        endpoint = traced.endpoint
+        forwarded = _forwarded_headers(downstream.request.headers, _REQUEST_HEADERS)
+        return Attempt(
             prepared_request=self._session.exchange.prepare(
                 self._base_url + endpoint.path,
-                {**_REQUEST_HEADERS, **forwarded, **endpoint.headers, **authentication.headers},
+                {
+                    **_REQUEST_HEADERS,
+                    **forwarded,
+                    **endpoint.headers,
+                    **traced.headers,
+                    **authentication.headers,
+                },
             ),
             body=body.reveal(),
             # As for a safe operation, a lost response raises ConnectionLostError: the gateway never repeats a
             # call, and what the loss means for this operation is the caller's decision.
             idempotency=Idempotency.SAFE,
             read_timeout=self._timeouts.slow_read if endpoint.slow else self._timeouts.read,
-            deadline=Deadline(self._session.deadline_timer, now + total, self._timeouts.connect),
+            deadline=Deadline(self._session.deadline_timer, deadline, self._timeouts.connect),
             max_bytes=MAX_RESPONSE_BYTES,
             body_writer=downstream,
             on_interrupted=_ignore_interruption,
         )
-        return downstream, attempt
 
 
 def _forwarded_headers(headers: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Metrics for Prometheus, by prometheus_client, which the extra `gateway` installs."""
+"""Metrics for Prometheus, by prometheus_client, which the extra `gateway` installs.
+
+Their names have the words of the client's metrics: operation, attempt, duration, in flight.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Metrics:
     Each gateway has a separate registry, because a program may run several.
 
     Args:
-        in_flight: returns how many calls to Plaid are in flight.
+        in_flight: returns how many attempts at Plaid are in flight.
         connections: returns how many connections of callers are open.
 
     Raises:
@@ -35,21 +38,21 @@ class Metrics:
             raise ConfigurationError("metrics need the extra: pip install 'plaid_relay_async[gateway]'")
         self._generate = prometheus_client.generate_latest
         self._registry = registry = prometheus_client.CollectorRegistry()
-        self._calls = prometheus_client.Counter(
-            "plaid_gateway_calls",
-            "Completed calls.",
+        self._operations = prometheus_client.Counter(
+            "plaid_gateway_operations",
+            "Operations that have ended.",
             ("caller", "operation", "status", "error_code"),
             registry=registry,
         )
-        self._seconds = prometheus_client.Histogram(
-            "plaid_gateway_seconds",
-            "Duration of calls in seconds.",
+        self._duration = prometheus_client.Histogram(
+            "plaid_gateway_operation_duration_seconds",
+            "Duration of operations in seconds.",
             ("operation",),
             buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
             registry=registry,
         )
         for name, text, count in (
-            ("plaid_gateway_upstream_in_flight", "Calls to Plaid in flight.", in_flight),
+            ("plaid_gateway_attempts_in_flight", "Attempts at Plaid in flight.", in_flight),
             ("plaid_gateway_connections", "Open connections of callers.", connections),
         ):
             prometheus_client.Gauge(name, text, registry=registry).set_function(count)
@@ -58,8 +61,10 @@ class Metrics:
         """Count a call that has ended."""
         # An unauthenticated caller can't choose the value of a label: each value stays in memory permanently.
         operation = record.operation or ""
-        self._calls.labels(record.caller or "", operation, record.status or "", record.error_code or "").inc()
-        self._seconds.labels(operation).observe(record.seconds)
+        self._operations.labels(
+            record.caller or "", operation, record.status or "", record.error_code or ""
+        ).inc()
+        self._duration.labels(operation).observe(record.seconds)
 
     def render_text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -32,6 +32,7 @@ from plaid_relay_async.gateway.metrics import Metrics
 from plaid_relay_async.hosts import bracketed, is_loopback, normalize_host
 from plaid_relay_async.redaction import Hidden, strip_init_traceback
 from plaid_relay_async.session import SessionManager
+from plaid_relay_async.telemetry import connect_client
 from plaid_relay_async.transport import Authenticator
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from plaid_relay_async.codec import Endpoint
     from plaid_relay_async.gateway.access_control import RequestTarget
     from plaid_relay_async.gateway.key_file import KeyFile
+    from plaid_relay_async.gateway.tracing import Tracing
+    from plaid_relay_async.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +85,13 @@ class Gateway:
         caller_timeout: seconds for a caller to send its request, and to receive each chunk of a response;
             also for a call to wait for a connection to Plaid, and for the source of the credentials.
         drain: seconds to wait for calls in flight when it closes.
+        telemetry: where its spans and the metrics of its attempts go, and whether a trace is continued to
+            Plaid, as for `RelayClient`. By default, they go to OpenTelemetry's global providers, if the extra
+            `otel` is installed.
 
     Raises:
-        ConfigurationError: an argument is invalid or unsafe, or the extra for metrics isn't installed.
+        ConfigurationError: an argument is invalid or unsafe, or the extra for metrics or for `telemetry`
+            isn't installed.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class Gateway:
         timeouts: Timeouts | None = None,
         caller_timeout: float = 10.0,
         drain: float = 30.0,
+        telemetry: Telemetry | None = None,
     ) -> None:
         check_count("connections", connections)
         timeouts = timeouts or Timeouts()
@@ -137,7 +145,15 @@ class Gateway:
             proxy=upstream_proxy,
             trust_env=trust_env,
         )
-        self._upstream = Upstream(self._session, self._upstream_url, timeouts, caller_timeout)
+        tracing = self._connect_tracing(telemetry)
+        self._call_span = _no_span if tracing is None else tracing.call_span
+        self._upstream = Upstream(
+            self._session,
+            self._upstream_url,
+            timeouts,
+            caller_timeout,
+            attempt_span=_no_span if tracing is None else tracing.attempt_span,
+        )
         self._caller_timeout = caller_timeout
         self._drain = drain
         self._drained = True
@@ -149,6 +165,14 @@ class Gateway:
             self._metrics = Metrics(lambda: self.calls_in_flight, lambda: self.open_connections)
         self._ports: list[int] = []
         self._resources = contextlib.AsyncExitStack()
+
+    def _connect_tracing(self, telemetry: Telemetry | None) -> Tracing | None:
+        otel = connect_client(telemetry, self._upstream_url)
+        if otel is None:
+            return None
+        from plaid_relay_async.gateway.tracing import Tracing
+
+        return Tracing(otel, scheme="https" if self._ssl else "http", host=self._address[0])
 
     def __repr__(self) -> str:
         return f"<Gateway to {self._upstream_url}>"
@@ -303,12 +327,13 @@ class Gateway:
         if target.path == pages.HANDOVER_PATH and request.method == "POST":
             return await self._exchange_code(request, target)
         record = AuditRecord()
-        try:
-            return await self._handle_call(request, target, record)
-        finally:
-            record.write()
-            if self._metrics is not None:
-                self._metrics.count_call(record)
+        with self._call_span(request, record):
+            try:
+                return await self._handle_call(request, target, record)
+            finally:
+                record.write()
+                if self._metrics is not None:
+                    self._metrics.count_call(record)
 
     def _find_page(self, target: RequestTarget) -> web.Response | None:
         # Health checks reveal nothing, so they are served for any Host header.
@@ -449,6 +474,10 @@ class Gateway:
         return web.Response(
             body=self._metrics.render_text(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
+
+
+def _no_span(*_: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 def _normalize_hosts(host: str, allowed_hosts: Iterable[str]) -> frozenset[str]:

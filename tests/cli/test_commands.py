@@ -438,7 +438,7 @@ def test_outside_of_the_main_thread(plaid, tmp_path):
 def test_canary(plaid, run, partners, tmp_path, caplog):
     """The secret and the tokens are only in the output, even if every logger has the level DEBUG."""
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("plaid_relay_async").setLevel(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="plaid_relay_async")
     plaid.fail(
         Fault(secondary_client_id="p3", status=400, body={"error_message": f"no {REPORT} of {SECRET}"}),
         Fault(secondary_client_id="p4", close=True, when="after"),

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 
-from plaid_relay_async.cli.logs import LogHandler
-from plaid_relay_async.cli.messages import StderrWriter, print_message, sanitize
+from plaid_relay_async.cli.logs import LogHandler, print_message
+from plaid_relay_async.cli.messages import StderrWriter, sanitize
 from plaid_relay_async.cli.output import Output, write_all
 from plaid_relay_async.cli.progress import ProgressDisplay
 from plaid_relay_async.display import escape_unprintable

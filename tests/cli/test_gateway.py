@@ -440,7 +440,7 @@ def test_all_options(gateway, run, config_home, tls_files, plaid):
     for host, expected in (("gateway.test", 200), ("elsewhere.test", 421)):
         assert create(local_url, key, context=context, headers={"Host": host})[0] == expected
     with urllib.request.urlopen(metrics, timeout=60) as response:
-        assert b'plaid_gateway_calls_total{caller="ann"' in response.read()
+        assert b'plaid_gateway_operations_total{caller="ann"' in response.read()
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{local_url}/", timeout=60, context=context)
     caught.value.close()

@@ -724,4 +724,4 @@ async def test_metrics_do_not_grow_with_input():
         after = await read_metrics()
         assert "MARK" not in after
         assert len(after.splitlines()) == len(before.splitlines())
-        assert 'plaid_gateway_calls_total{caller="lender"' in after
+        assert 'plaid_gateway_operations_total{caller="lender"' in after

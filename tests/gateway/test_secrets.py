@@ -160,7 +160,7 @@ async def test_no_fault_puts_a_secret_into_a_log(all_logs, fault, path):
             assert_no_secret(package_frames(error))
             async with aiohttp.ClientSession() as session, session.get(gateway.metrics_url) as metrics:
                 output = await metrics.text()
-            assert "plaid_gateway_calls_total" in output
+            assert "plaid_gateway_operations_total" in output
             assert_no_secret(output)
             assert_no_secret(f"{gateway!r} {key!r}")
 

@@ -19,6 +19,7 @@ import trustme
 from support import QUICK
 
 from plaid_relay_async import ConfigurationError, Credentials, RelayClient, RetryPolicy
+from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.errors import AuthenticationError, NotSentError, OutcomeUnknownError, RateLimitError
 from plaid_relay_async.gateway import ALL_OPERATIONS, RELAY_OPERATIONS, Gateway, KeyFile, new_key
 from plaid_relay_async.limits import RateLimit
@@ -334,8 +335,8 @@ async def test_health_page_and_metrics(upstream):
         status, _, text = await ask(gateway.metrics_url)
         line = 'caller="lender",error_code="",operation="/credit/relay/create",status="200"} 1.0'
         assert status == 200
-        assert f"plaid_gateway_calls_total{{{line}" in text
-        assert "plaid_gateway_upstream_in_flight 0.0" in text
+        assert f"plaid_gateway_operations_total{{{line}" in text
+        assert "plaid_gateway_attempts_in_flight 0.0" in text
         assert "plaid_gateway_connections 2.0" in text
         base = gateway.metrics_url.removesuffix("/metrics")
         assert (await ask(f"{base}/"))[0] == 404
@@ -497,7 +498,9 @@ async def test_an_audit_line_is_one_line_whatever_plaid_sends(upstream, caplog):
     assert [each.request_id for each in created] == odd
     lines = [r.getMessage() for r in caplog.records if r.name.endswith(".audit")]
     assert all(line.isascii() and line.isprintable() for line in lines)
-    assert [json.loads(line)["request_id"] for line in lines] == [text[:64] for text in odd]
+    assert [json.loads(line)["request_id"] for line in lines] == [
+        escape_unprintable(text[:64]) for text in odd
+    ]
 
 
 async def test_closing_in_a_cancelled_scope_drains(upstream):

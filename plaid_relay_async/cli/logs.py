@@ -70,10 +70,10 @@ class LogHandler(logging.Handler):
     """Writes log records to standard error; of text, each line as `sanitize` returns it.
 
     Attributes:
-        write_lines: writes the lines of all handlers of this class; see `writing_with`.
+        write: writes the lines of all handlers of this class; see `writing_with`.
     """
 
-    write_lines: ClassVar[Callable[..., None]] = staticmethod(write_lines)
+    write: ClassVar[Callable[..., None]] = staticmethod(write_lines)
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,18 +92,18 @@ class LogHandler(logging.Handler):
             problem = f"a log record can't be formatted: {type(error).__name__}"
             text = self.format(_new_record(record.name, record.levelno, problem))
         is_json = isinstance(self.formatter, JSONFormatter)
-        LogHandler.write_lines(*([text] if is_json else map(sanitize, text.split("\n"))))
+        LogHandler.write(*([text] if is_json else map(sanitize, text.split("\n"))))
 
     @classmethod
     @contextlib.contextmanager
     def writing_with(cls, write_lines: Callable[..., None]) -> Iterator[None]:
         """Write with another function, such as one that writes above a progress bar."""
-        previous = cls.write_lines
-        cls.write_lines = staticmethod(write_lines)
+        previous = cls.write
+        cls.write = staticmethod(write_lines)
         try:
             yield
         finally:
-            cls.write_lines = staticmethod(previous)
+            cls.write = staticmethod(previous)
 
 
 def _new_record(logger: str, level: int, message: str) -> logging.LogRecord:

@@ -236,7 +236,7 @@ def error(status, **fields):
         (
             build_response(307, b""),
             ("UNSET", 307, None, None),
-            ("ERROR", 307, "PlaidAPIError", "definitive"),
+            ("ERROR", 307, "307", "definitive"),
         ),
         (
             truncated(200),

@@ -96,10 +96,10 @@ class LogHandler(logging.Handler):
 
     @classmethod
     @contextlib.contextmanager
-    def writing_with(cls, write_lines: Callable[..., None]) -> Iterator[None]:
+    def writing_with(cls, write: Callable[..., None]) -> Iterator[None]:
         """Write with another function, such as one that writes above a progress bar."""
         previous = cls.write
-        cls.write = staticmethod(write_lines)
+        cls.write = staticmethod(write)
         try:
             yield
         finally:

@@ -141,14 +141,8 @@ class CallGroup:
             counts: the number of requests by outcome.
         """
         code = None if error is None else reason_of(error)
-        log(
-            BATCHES,
-            logging.INFO,
-            "batch_end",
-            **self._log_fields | dict(counts),
-            duration=duration,
-            error_code=code,
-        )
+        fields: dict[str, Any] = {**self._log_fields, **counts, "duration": duration, "error_code": code}
+        log(BATCHES, logging.INFO, "batch_end", **fields)
         if self.otel is not None and self.span is not None:
             self.otel.end_batch(self.span, error, counts)
 

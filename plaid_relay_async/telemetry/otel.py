@@ -7,7 +7,6 @@ identifiers either, so the number of series is bounded.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from contextvars import Token
@@ -28,6 +27,7 @@ from plaid_relay_async.config import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from opentelemetry.util.types import AttributeValue
 
@@ -209,6 +209,11 @@ class OpenTelemetry:
         return self.tracer.start_span(f"{_span_name(operation)}.batch", attributes=values)
 
     @staticmethod
+    def as_current(span: Span) -> AbstractContextManager[Span]:
+        """Return a context in which a span is the current one."""
+        return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+    @staticmethod
     @_harmless
     def end_batch(span: Span, error: BaseException | None, counts: Mapping[str, int]) -> None:
         """End the span of a batch, as an error if one stopped it."""
@@ -249,15 +254,6 @@ class CallTrace:
 
     def __attrs_post_init__(self) -> None:
         self.context = trace.set_span_in_context(self.span)
-
-    @contextlib.contextmanager
-    def as_current(self) -> Iterator[None]:
-        """Make the span of the call the current one, so that log records have its identifiers."""
-        token = otel_context.attach(self.context)
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
 
     @_harmless
     def admitted(self, wait: float) -> None:

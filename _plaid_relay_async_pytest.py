@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.testing.scenario import Scenario
 
 _MARKER = (
-    "plaid(*, reports=(), faults=(), latency=0.0, allow_lost_tokens=False): "
+    "plaid(*, reports=(), faults=(), latency=0.0, allow_unclaimed=False): "
     "the state of the test's simulator of Plaid, and whether the test may lose relay tokens."
 )
 # A test that requests one of these uses the plugin. The public fixtures request them, and a project may have

@@ -240,7 +240,7 @@ async def test_callbacks_and_counters_are_shared(plaid):
         retry=RetryPolicy(backoff=0.001),
         on_retry=retries.append,
         on_call_end=ends.append,
-        on_attempt_end=attempts.append,
+        on_attempt=attempts.append,
     ) as client:
         other = client.with_options(credentials=PARTNER)
         plaid.fail(Fault(path=CREATE, status=429, headers={"Retry-After": "0"}, times=1))

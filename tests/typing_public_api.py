@@ -116,7 +116,7 @@ def client_with_telemetry(provider: TracerProvider) -> RelayClient:
         calls[end.call_id] = end.outcome
 
     telemetry = Telemetry(tracer_provider=provider, propagate=True)
-    return RelayClient(on_attempt_end=attempts.append, on_call_end=store, telemetry=telemetry)
+    return RelayClient(on_attempt=attempts.append, on_call_end=store, telemetry=telemetry)
 
 
 async def lender_api() -> None:

@@ -84,9 +84,9 @@ class RelayClient:
         on_late_outcome: a function, not async, that is called with the outcome of a single call whose task
             was cancelled after its request was sent, except for safe operations. The default logs a warning
             with the operation, the partner and the request ID, and without the token.
-        on_attempt_end: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
+        on_attempt: a function, not async, that is called with an `AttemptEnd` at the end of each attempt.
         on_call_end: a function, not async, that is called with a `CallEnd` at the end of each call, also in a
-            batch. An exception of it or of `on_attempt_end` is logged, and changes nothing.
+            batch. An exception of it or of `on_attempt` is logged, and changes nothing.
         telemetry: settings of OpenTelemetry, with the extra `otel`. By default, its global providers receive
             traces and metrics, if the program has configured them.
         application: the name and the version of your application, such as `("loan-service", "1.4")`, which
@@ -132,7 +132,7 @@ class RelayClient:
         rate_limiter: RateLimiter | None = None,
         on_retry: Callable[[Retry], object] | None = None,
         on_late_outcome: Callable[[LateOutcome], object] | None = None,
-        on_attempt_end: Callable[[AttemptEnd], object] | None = None,
+        on_attempt: Callable[[AttemptEnd], object] | None = None,
         on_call_end: Callable[[CallEnd], object] | None = None,
         telemetry: Telemetry | None = None,
         application: tuple[str, str] | None = None,
@@ -154,7 +154,7 @@ class RelayClient:
         self._late_outcomes = LateOutcomes(on_late_outcome)
         self._base_url = resolve_base_url(base_url, environment)
         otel = connect_client(telemetry, self._base_url)
-        observer = Observer(on_attempt_end, on_call_end, otel)
+        observer = Observer(on_attempt, on_call_end, otel)
         authenticator = Authenticator(resolve_identity(credentials, gateway_key), credentials_in)
         if session is not None:
             check_borrowed_session(session, authenticator.header_names)

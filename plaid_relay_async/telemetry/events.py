@@ -32,7 +32,7 @@ def redact_run(value: str | None) -> str | None:
 
 @frozen(kw_only=True)
 class AttemptEnd:
-    """The end of an attempt, as `RelayClient(on_attempt_end=...)` receives it.
+    """The end of an attempt, as `RelayClient(on_attempt=...)` receives it.
 
     It contains no secret and no token.
 

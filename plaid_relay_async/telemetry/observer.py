@@ -55,7 +55,7 @@ class Observer:
     """Receives the events of a client's transport and batches.
 
     Attributes:
-        on_attempt_end: the caller's function for the end of each attempt, if there is one.
+        on_attempt: the caller's function for the end of each attempt, if there is one.
         on_call_end: the caller's function for the end of each call, if there is one.
         otel: the connection to OpenTelemetry, if its API is installed.
         outcomes: the number of calls by outcome.
@@ -64,18 +64,18 @@ class Observer:
         ConfigurationError: a callback is not callable, or is async.
     """
 
-    on_attempt_end: OnAttemptEnd | None = None
+    on_attempt: OnAttemptEnd | None = None
     on_call_end: OnCallEnd | None = None
     otel: OpenTelemetry | None = None
     outcomes: Counter[str] = field(factory=Counter, init=False)
     has_callback: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("on_attempt_end", "on_call_end"):
+        for name in ("on_attempt", "on_call_end"):
             callback = getattr(self, name)
             if callback is not None and (not callable(callback) or inspect.iscoroutinefunction(callback)):
                 raise ConfigurationError(f"{name} must be a plain function, not an async one")
-        self.has_callback = self.on_attempt_end is not None or self.on_call_end is not None
+        self.has_callback = self.on_attempt is not None or self.on_call_end is not None
 
     def start_call(self, operation: str, request: object, run: str | None = None) -> ObservedCall:
         """Start a call outside of a batch, and return the object to which its events are reported.
@@ -247,7 +247,7 @@ class ObservedCall:
             status=status,
             **fields,
         )
-        self._run_callback("on_attempt_end", self.group.observer.on_attempt_end, end)
+        self._run_callback("on_attempt", self.group.observer.on_attempt, end)
 
     def retry_planned(self, error: PlaidRelayError, *, attempts: int, wait: float) -> None:
         """Report that another attempt will follow.

@@ -38,13 +38,13 @@ class Options:
         reports: tokens of reports that are ready from the start.
         faults: the fault script.
         latency: seconds before each request is handled, or a function that returns them.
-        allow_lost_tokens: whether the test may end with tokens that its program hasn't received.
+        allow_unclaimed: whether the test may end with tokens that its program hasn't received.
     """
 
     reports: Sequence[str] = ()
     faults: Sequence[Fault | WebhookFault] = ()
     latency: Callable[[], float] | float = 0.0
-    allow_lost_tokens: bool = False
+    allow_unclaimed: bool = False
 
     @classmethod
     def from_markers(cls, markers: Iterable[pytest.Mark]) -> Options:
@@ -132,7 +132,7 @@ class Scenario:
         """Yield the problems at the end of a test that passed."""
         for fault in self.simulator.unused_faults:
             yield f"a scripted fault never applied: {fault!r}"
-        if self._options.allow_lost_tokens:
+        if self._options.allow_unclaimed:
             return
         received = self._watcher.received_tokens
         entries = [entry for entry in self.simulator.ledger if not entry["removed"]]
@@ -148,7 +148,7 @@ def _describe_lost_tokens(entries: Sequence[Mapping[str, object]]) -> str:
     return (
         f"relay tokens were lost: no client of this process has returned the tokens for {calls}{more}; see "
         "'Lost tokens' in docs/testing.md. If the test loses them on purpose, or if its clients are in "
-        "another process, mark it with @pytest.mark.plaid(allow_lost_tokens=True)"
+        "another process, mark it with @pytest.mark.plaid(allow_unclaimed=True)"
     )
 
 

@@ -1,4 +1,4 @@
-"""`RelayClient(on_attempt_end=..., on_call_end=...)`: what the records say, and that they change nothing."""
+"""`RelayClient(on_attempt=..., on_call_end=...)`: what the records say, and that they change nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Ends:
         return RelayClient(
             credentials,
             base_url=plaid.url,
-            on_attempt_end=self.attempts.append,
+            on_attempt=self.attempts.append,
             on_call_end=self.calls.append,
             **{"retry": QUICK} | settings,
         )
@@ -213,7 +213,7 @@ async def test_a_callback_that_raises_changes_nothing(plaid, every_log, error):
     def broken(_: object) -> None:
         raise error
 
-    async with RelayClient(OWNER, base_url=plaid.url, on_attempt_end=broken, on_call_end=broken) as client:
+    async with RelayClient(OWNER, base_url=plaid.url, on_attempt=broken, on_call_end=broken) as client:
         assert (await client.relay.create([plaid.add_report()], "p")).relay_token
         result = await client.relay.get_many([RelayGetRequest("no-such-token")])
     assert result.counts == {"failed": 1}
@@ -227,7 +227,7 @@ def test_callbacks_are_plain_functions():
 
     async def callback(_: object) -> None: ...
 
-    for name in ("on_attempt_end", "on_call_end"):
+    for name in ("on_attempt", "on_call_end"):
         for value in (callback, 7):
             with pytest.raises(ConfigurationError, match=f"{name} must be a plain function"):
                 RelayClient(OWNER, **{name: value})

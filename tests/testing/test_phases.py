@@ -76,7 +76,7 @@ def test_skipped(plaid_simulator): ...
 """
     result = run(suite, source)
     result.assert_outcomes(errors=1, xfailed=1, skipped=2)
-    assert "allow_lost_tokens" not in str(result.stdout)
+    assert "allow_unclaimed" not in str(result.stdout)
 
 
 def test_an_expected_failure_may_be_that_of_the_check(suite):
@@ -114,7 +114,7 @@ def test_parametrized_tests_are_judged_one_by_one(suite):
     """Only the case that lost a token fails, and the mark of a case permits it."""
     source = """
 @pytest.mark.parametrize("loses", [
-    False, True, pytest.param(True, marks=pytest.mark.plaid(allow_lost_tokens=True)), False
+    False, True, pytest.param(True, marks=pytest.mark.plaid(allow_unclaimed=True)), False
 ])
 @pytest.mark.parametrize("simulator", ["plaid_simulator", "plaid_simulator_server"])
 def test_it(request, plaid_simulator_server, simulator, loses):
@@ -180,7 +180,7 @@ class TestSharing:
     async def test_first(self, client):
         await client.relay.create(["report-1"], "partner-1")
 
-    @pytest.mark.plaid(faults=[Fault(status=500)], allow_lost_tokens=True)
+    @pytest.mark.plaid(faults=[Fault(status=500)], allow_unclaimed=True)
     async def test_second(self, client, relay_client, plaid_simulator_server):
         for each in (client, relay_client):
             with pytest.raises(OutcomeUnknownError):

@@ -321,7 +321,7 @@ def test_a_token_that_no_client_returned_fails_the_test(suite):
     result = run_synchronous(suite, LOSES_A_TOKEN)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["*no client of this process has returned the tokens for partner-1 (*); *allow_lost_tokens=True)"]
+        ["*no client of this process has returned the tokens for partner-1 (*); *allow_unclaimed=True)"]
     )
     assert "-sandbox-" not in str(result.stdout)
 
@@ -339,8 +339,8 @@ def test_many_lost_tokens_are_counted(suite):
 
 
 def test_a_test_may_be_allowed_to_lose_tokens(suite):
-    """With allow_lost_tokens=True, a token may be lost."""
-    result = run_synchronous(suite, LOSES_A_TOKEN, "@pytest.mark.plaid(allow_lost_tokens=True)")
+    """With allow_unclaimed=True, a token may be lost."""
+    result = run_synchronous(suite, LOSES_A_TOKEN, "@pytest.mark.plaid(allow_unclaimed=True)")
     result.assert_outcomes(passed=1)
 
 

@@ -22,7 +22,7 @@ def test_share(http, plaid_simulator, caplog):
     assert_no_secrets(caplog, "report-1")
 
 
-@pytest.mark.plaid(faults=[Fault(when="after", close=True, times=1)], allow_lost_tokens=True)
+@pytest.mark.plaid(faults=[Fault(when="after", close=True, times=1)], allow_unclaimed=True)
 def test_a_lost_response(http, plaid_simulator):
     response = http.post("/partners/partner-1/token", json={"report_token": "report-1"})
     assert response.status_code == 502

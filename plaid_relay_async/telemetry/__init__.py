@@ -1,5 +1,6 @@
 """What the package reports about its calls while they run: to the log, to callbacks, to OpenTelemetry."""
 
+from plaid_relay_async.telemetry.containment import contain
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd
 from plaid_relay_async.telemetry.logs import (
     BATCHES,
@@ -39,6 +40,7 @@ __all__ = [
     "call_fields",
     "connect_client",
     "connect_journal",
+    "contain",
     "error_fields",
     "fields_of",
     "log",

@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from yarl import URL
 
 from plaid_relay_async.config import __version__
+from plaid_relay_async.telemetry.containment import contain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,16 +76,14 @@ def _error_type(end: AttemptEnd) -> str | None:
 
 
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Return a method that returns `None` if a processor or a sampler of the program raises an exception.
-
-    It must not take an outcome away.
-    """
+    """Return a method that returns `None` if code of the program, such as a processor, raises anything."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return method(*args, **kwargs)
-        except Exception:  # noqa: BLE001  # any error of the program's code
+        except BaseException as error:  # noqa: BLE001  # any error of the program's code
+            contain(error)
             return None
 
     return call
@@ -193,6 +192,7 @@ class OpenTelemetry:
                 self._look_up_providers()
         return self.traces or self.instruments is not None
 
+    @_harmless
     def _look_up_providers(self) -> None:
         provider = self._settings.tracer_provider or trace.get_tracer_provider()
         if not (self.traces or _does_nothing(provider)):
@@ -278,6 +278,7 @@ class CallTrace:
         otel = self.otel
         if otel.instruments is not None:
             otel.instruments.in_flight.add(1, _attributes(operation=self.operation))
+        self._attempt = trace.INVALID_SPAN  # in case that the span can't start
         attributes = dict(otel.request_attributes)
         if resend_count:
             attributes["http.request.resend_count"] = resend_count

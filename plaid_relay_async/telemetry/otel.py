@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import Counter
 from contextvars import Token
 from time import monotonic
@@ -128,13 +129,19 @@ class Instruments:
 
     def _observe_rates(self, _options: metrics.CallbackOptions) -> Iterator[Observation]:
         rates: Counter[str] = Counter()
-        for source in [source for client in list(self.clients) for source in list(client.rate_sources)]:
+        with _clients_lock:
+            sources = [source for client in self.clients for source in client.rate_sources]
+        for source in sources:
             rates.update(source.rates())
         for operation, rate in rates.items():
             yield Observation(rate, _attributes(operation=operation))
 
 
 _instruments: Final[WeakKeyDictionary[MeterProvider, Instruments]] = WeakKeyDictionary()
+# Each thread with an event loop may have clients. A reader of metrics runs the callback of the gauge while it
+# holds a lock that the creation of instruments waits for, so the callback must not wait for that creation.
+_instruments_lock: Final = threading.Lock()
+_clients_lock: Final = threading.Lock()
 
 
 def instruments_of(provider: MeterProvider | None) -> Instruments | None:
@@ -142,9 +149,10 @@ def instruments_of(provider: MeterProvider | None) -> Instruments | None:
     provider = provider or metrics.get_meter_provider()
     if _does_nothing(provider):
         return None
-    if provider not in _instruments:
-        _instruments[provider] = Instruments(provider.get_meter(_SCOPE, __version__, _SCHEMA))
-    return _instruments[provider]
+    with _instruments_lock:
+        if provider not in _instruments:
+            _instruments[provider] = Instruments(provider.get_meter(_SCOPE, __version__, _SCHEMA))
+        return _instruments[provider]
 
 
 @_harmless
@@ -200,7 +208,13 @@ class OpenTelemetry:
             self.traces = True
         self.instruments = instruments_of(self._settings.meter_provider)
         if self.instruments is not None:
-            self.instruments.clients.add(self)
+            with _clients_lock:
+                self.instruments.clients.add(self)
+
+    def add_rate_source(self, source: RateSource) -> None:
+        """Add what knows the adaptive rates of one set of credentials."""
+        with _clients_lock:
+            self.rate_sources.add(source)
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:

@@ -128,7 +128,9 @@ def story_from_log(records: list[logging.LogRecord], call: str) -> Story:
     *others, end = records_of(records, call=call)
     assert end["event"] == "call_end"
     attempts = [each for each in others if each["event"] == "attempt"]
-    assert [each["attempt"] for each in attempts] == [*range(1, end["attempts"] + 1)]
+    assert [each["attempt"] for each in attempts] == [*range(1, len(attempts) + 1)]
+    # On a busy machine, the journal may take so long to record an intent that its attempt isn't made.
+    assert len(attempts) == end["attempts"] or ("run" in end and len(attempts) == end["attempts"] - 1)
     for each in others:
         assert each["event"] in {"attempt", "retry"}
         assert "error_code" in each or each["certainty"] == "definitive"
@@ -137,4 +139,4 @@ def story_from_log(records: list[logging.LogRecord], call: str) -> Story:
     reasons = {each["attempt"]: each.get("error_code") for each in attempts}
     assert retries.items() <= reasons.items()
     assert {*range(1, len(attempts))} <= retries.keys()
-    return Story(end["outcome"], len(attempts), end.get("error_code"))
+    return Story(end["outcome"], end["attempts"], end.get("error_code"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from canaries import assert_no_canary
+from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support import OWNER, QUICK
@@ -19,8 +21,9 @@ from plaid_relay_async import RelayClient, Telemetry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from opentelemetry.context import Context
     from opentelemetry.sdk.metrics.export import Metric
-    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from plaid_relay_async.simulator import Simulator
 
@@ -107,6 +110,25 @@ class Recording:
         assert_no_canary("".join(span.to_json() for span in self.spans))
         data = self._reader.get_metrics_data()
         assert_no_canary("" if data is None else data.to_json())
+
+
+class OpenSpans(SpanProcessor):
+    """The names of the spans that were started and haven't ended."""
+
+    def __init__(self) -> None:
+        self.names: Counter[str] = Counter()
+        self.tracer_provider = TracerProvider(shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(self)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.names[span.name] += 1
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.names[span.name] -= 1
+
+    def assert_none(self) -> None:
+        assert not +self.names
+        assert not trace.get_current_span().get_span_context().is_valid
 
 
 def attributes_of(span: ReadableSpan, *names: str) -> list[Any]:

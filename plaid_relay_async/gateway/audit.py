@@ -12,15 +12,9 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
-from plaid_relay_async.display import escape_unprintable
-from plaid_relay_async.redaction import redact_identifier
+from plaid_relay_async.telemetry.events import redact_id, redact_name
 
 _log = logging.getLogger(__name__)
-
-
-def loggable(identifier: str | None) -> str | None:
-    """Return an identifier that a caller or Plaid chose, as one printable line without a token."""
-    return None if identifier is None else escape_unprintable(redact_identifier(identifier))
 
 
 @define(eq=False)
@@ -58,10 +52,10 @@ class AuditRecord:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "caller": self.caller,
             "operation": self.operation,
-            "partner": loggable(self.partner),
+            "partner": redact_name(self.partner),
             "status": self.status,
             "error_code": self.error_code,
-            "request_id": loggable(self.request_id),
+            "request_id": redact_id(self.request_id),
             "seconds": round(self.seconds, 3),
             "delivered": self.delivered,
         }

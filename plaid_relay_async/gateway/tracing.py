@@ -17,9 +17,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import error_of_response
 from plaid_relay_async.errors import PlaidRelayError
-from plaid_relay_async.gateway.audit import AuditRecord, loggable
 from plaid_relay_async.gateway.error_responses import UPSTREAM_LOST
 from plaid_relay_async.telemetry import AttemptEnd, contain
+from plaid_relay_async.telemetry.events import redact_id
 from plaid_relay_async.telemetry.otel import CallTrace
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from plaid_relay_async.gateway.audit import AuditRecord
     from plaid_relay_async.gateway.forward import TracedAttempt
     from plaid_relay_async.telemetry.otel import OpenTelemetry
 
@@ -122,7 +123,7 @@ def _end_call(span: trace.Span, record: AuditRecord, failure: str | None) -> Non
         "error.type": error_type,
         "plaid.caller": record.caller,
         "plaid.error_code": record.error_code,
-        "plaid.request_id": loggable(record.request_id),
+        "plaid.request_id": redact_id(record.request_id),
         "plaid.delivered": record.delivered,
     }
     span.set_attributes({name: value for name, value in attributes.items() if value is not None})

@@ -80,7 +80,8 @@ class RelayCreateRequest(PlaidRequest):
                 "secondary_client_ids", "must be an iterable of strings, not one string: wrap it in a list"
             )
         template = cls(report_tokens, "checked-when-read", webhook, extra=extra)
-        shared_values = {a.name: getattr(template, a.name) for a in fields(cls)}
+        names = [a.name for a in fields(cls) if a.name != "secondary_client_id"]
+        shared_values = {name: getattr(template, name) for name in names}
 
         @strip_traceback
         def request_for(index: int, partner: str) -> RelayCreateRequest:

@@ -13,7 +13,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from attrs import asdict, frozen
+from attrs import asdict, fields, frozen
 
 from plaid_relay_async.errors import ConfigurationError, reason_of
 from plaid_relay_async.telemetry.containment import contain
@@ -147,11 +147,9 @@ _REDACTIONS: Final = {
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of a record that have a value, with their names in `Fields`."""
-    return {
-        name.removeprefix(_PREFIX): value
-        for name, value in vars(record).items()
-        if name.startswith(_PREFIX) and value is not None
-    }
+    # The attributes of another package's record may have the same prefix.
+    values = {field.name: getattr(record, _PREFIX + field.name, None) for field in fields(Fields)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def error_fields(error: BaseException | None) -> dict[str, Any]:

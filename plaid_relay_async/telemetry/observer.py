@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -131,7 +132,7 @@ class CallGroup:
             self.span = self.otel.start_batch(
                 self.operation, batch_id=self.batch_id, run=redact_run(self.run)
             )
-        log(BATCHES, logging.INFO, "batch_start", **self._log_fields)
+        self._log("batch_start")
 
     def batch_ended(self, error: BaseException | None, *, duration: float, counts: Mapping[str, int]) -> None:
         """Report that the batch has ended.
@@ -142,14 +143,18 @@ class CallGroup:
             counts: the number of requests by outcome.
         """
         code = None if error is None else reason_of(error)
-        fields: dict[str, Any] = {**self._log_fields, **counts, "duration": duration, "error_code": code}
-        log(BATCHES, logging.INFO, "batch_end", **fields)
+        self._log("batch_end", **counts, duration=duration, error_code=code)
         if self.otel is not None and self.span is not None:
             self.otel.end_batch(self.span, error, counts)
 
-    @property
-    def _log_fields(self) -> dict[str, Any]:
-        return {"operation": self.operation, "batch": self.batch_id, "run": self.run}
+    def _log(self, event: str, **fields: Any) -> None:
+        fields |= {"operation": self.operation, "batch": self.batch_id, "run": self.run}
+        with self.log_context(self.span):
+            log(BATCHES, logging.INFO, event, **fields)
+
+    def log_context(self, span: Span | None) -> AbstractContextManager[object]:
+        """Return a context in which a span is the current one, so that log records have its identifiers."""
+        return contextlib.nullcontext() if self.otel is None or span is None else self.otel.as_current(span)
 
 
 @define(eq=False, repr=False)
@@ -292,7 +297,7 @@ class ObservedCall:
         if not logger.isEnabledFor(level):
             return
         identity = call_fields(self.group.operation, self.request, self.call_id)
-        with contextlib.nullcontext() if self._trace is None else self._trace.as_current():
+        with self.group.log_context(None if self._trace is None else self._trace.span):
             log(logger, level, event, **identity, **fields)
 
     def message_of(self, event: str, **fields: Any) -> str:

@@ -7,7 +7,6 @@ identifiers either, so that their number is bounded.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 from collections import Counter
@@ -30,6 +29,7 @@ from plaid_relay_async.telemetry.containment import contain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from opentelemetry.util.types import AttributeValue
 
@@ -223,6 +223,11 @@ class OpenTelemetry:
         return self.tracer.start_span(f"{_span_name(operation)}.batch", attributes=values)
 
     @staticmethod
+    def as_current(span: Span) -> AbstractContextManager[Span]:
+        """Return a context in which a span is the current one."""
+        return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+    @staticmethod
     @_harmless
     def end_batch(span: Span, error: BaseException | None, counts: Mapping[str, int]) -> None:
         """End the span of a batch, as an error if one stopped it."""
@@ -263,15 +268,6 @@ class CallTrace:
 
     def __attrs_post_init__(self) -> None:
         self.context = trace.set_span_in_context(self.span)
-
-    @contextlib.contextmanager
-    def as_current(self) -> Iterator[None]:
-        """Make the span of the call the current one, so that log records have its identifiers."""
-        token = otel_context.attach(self.context)
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
 
     @_harmless
     def admitted(self, wait: float) -> None:

@@ -304,19 +304,20 @@ class Transport:
 
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
+        observed = call.observed
         attempts_before, started = call.attempts, 0.0
         status: int | None = None
         result: R | PlaidRelayError
         try:
-            waiting_since = call.now() if call.observed.detailed else 0.0
+            waiting_since = call.now() if observed.detailed else 0.0
             authentication = await self._admission.admit(call)
-            call.observed.secret = authentication.secret
-            if call.observed.detailed:
-                call.observed.attempt_admitted(call.now() - waiting_since)
+            observed.secret = authentication.secret
+            if observed.detailed:
+                observed.attempt_admitted(call.now() - waiting_since)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
-                started = call.now() if call.observed.detailed else 0.0
+                started = call.now() if observed.detailed else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
@@ -343,7 +344,7 @@ class Transport:
             # Only a definitive response shows that the server accepted the attempt.
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
-            if call.observed.detailed:
+            if observed.detailed:
                 _report_attempt(call, certainty.value, result, started=started, status=status)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)
@@ -381,9 +382,9 @@ class Transport:
         # Counted before the request is sent, because an attempt that is cancelled counts as well.
         call.attempts += 1
         self._counters.in_flight += 1
-        if call.observed.detailed:
-            self._start_observed_attempt(call, authentication, attempt)
         try:
+            if call.observed.detailed:
+                self._start_observed_attempt(call, authentication, attempt)
             if call.gate is not None or endpoint.idempotency is Idempotency.SAFE:
                 return await wire.send_attempt(exchange, attempt)
             # If the task is cancelled, the drain waits for the attempt, as a batch does for its attempts.

@@ -344,6 +344,13 @@ def test_a_message_is_escaped_and_redacted():
     assert record["message"] == "a\\x1b[2J\n[hidden]"
 
 
+def test_only_fields_of_the_list():
+    """An attribute of another package's record isn't shown, even if it has the prefix of the fields."""
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "x", (), None)
+    record.plaid_secret, record.plaid_status = "canary-x", 200
+    assert json.loads(JSONFormatter().format(record)).keys() == BASE | {"status"}
+
+
 @pytest.mark.parametrize("formatter", [JSONFormatter(), logs.TextFormatter()])
 def test_a_record_that_cannot_be_formatted(formatter):
     """Its place is kept by a record that has neither its message nor its arguments, and the program goes on."""

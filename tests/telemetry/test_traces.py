@@ -15,8 +15,10 @@ import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
 from journal_support import KEY
-from opentelemetry import trace
+from opentelemetry import baggage, trace
+from opentelemetry.context import attach, detach
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -147,8 +149,8 @@ async def test_a_call_with_a_journal(plaid, recording, tmp_path):
     assert [len(recording.attempts_of(call)) for call in calls] == [1, 0]
 
 
-async def test_log_records_belong_to_the_span_of_their_call(plaid, recording, every_log):
-    """The records of a call are written while its span is the current one."""
+async def test_log_records_belong_to_their_span(plaid, recording, every_log):
+    """The records of a call or a batch are written while its span is the current one."""
     seen = []
 
     class Handler(logging.Handler):
@@ -162,10 +164,16 @@ async def test_log_records_belong_to_the_span_of_their_call(plaid, recording, ev
         async with recording.client(plaid) as client:
             with pytest.raises(OutcomeUnknownError):
                 await client.relay.create([plaid.add_report()], "p")
+            await client.relay.create_many([])
     finally:
         logger.removeHandler(handler)
-    (call,) = recording.named(CALL)
-    assert seen == [("attempt", call.context), ("call_end", call.context)]
+    (call,), (batch,) = recording.named(CALL), recording.named(BATCH)
+    assert seen == [
+        ("attempt", call.context),
+        ("call_end", call.context),
+        ("batch_start", batch.context),
+        ("batch_end", batch.context),
+    ]
     assert not trace.get_current_span().get_span_context().is_valid
 
 
@@ -292,6 +300,22 @@ async def test_traceparent_is_sent_only_if_switched_on(plaid, recording, direct,
     assert not any(
         name in request.headers for request in plaid.requests for name in ("baggage", "tracestate")
     )
+
+
+async def test_the_state_of_a_trace_is_propagated_and_baggage_is_not(plaid, recording):
+    """`tracestate` is part of the trace; baggage may have anything that the program has put there."""
+    headers = {"traceparent": f"00-{1:032x}-{2:016x}-01", "tracestate": "vendor=value"}
+    context = baggage.set_baggage("user", "canary-name", extract(headers))
+    token = attach(context)
+    try:
+        async with recording.client(plaid, telemetry=recording.telemetry(propagate=True)) as client:
+            await client.relay.create([plaid.add_report()], "p")
+    finally:
+        detach(token)
+    sent = plaid.requests[0].headers
+    assert sent["tracestate"] == "vendor=value"
+    assert sent["traceparent"].startswith(f"00-{1:032x}-")
+    assert "baggage" not in sent
 
 
 async def test_a_trace_that_is_not_sampled(plaid):

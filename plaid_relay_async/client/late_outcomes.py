@@ -60,11 +60,11 @@ class LateOutcomes:
             return
         try:
             self._callback(outcome)
-        # The callback isn't async, so a CancelledError comes from its own code. The cancellation of this task
-        # is raised next, whatever the callback raises.
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
+        # The cancellation of this task is raised next, whatever the callback raises.
+        except BaseException as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
             _report_lost(observed, outcome, f"on_late_outcome raised {type(error).__name__}")
+            telemetry.contain(error)
             return
         if (watcher := watching.watcher) is not None:
             watcher.add_received(outcome)

@@ -18,7 +18,7 @@ from plaid_relay_async.certainty import Certainty, certainty_of
 from plaid_relay_async.codec import error_of_response
 from plaid_relay_async.errors import PlaidRelayError
 from plaid_relay_async.gateway.error_responses import UPSTREAM_LOST
-from plaid_relay_async.telemetry import AttemptEnd
+from plaid_relay_async.telemetry import AttemptEnd, contain
 from plaid_relay_async.telemetry.events import redact_id
 from plaid_relay_async.telemetry.otel import CallTrace
 
@@ -62,8 +62,10 @@ class Tracing:
             failure = type(error).__name__
             raise
         finally:
-            with contextlib.suppress(Exception):  # of a processor of the program
+            try:
                 _end_call(span, record, failure)
+            except BaseException as error:  # noqa: BLE001  # of a processor of the program
+                contain(error)
 
     def _start_call(self, request: web.BaseRequest) -> trace.Span:
         method = request.method if request.method in _METHODS else "_OTHER"
@@ -74,7 +76,8 @@ class Tracing:
         name = "HTTP" if method == "_OTHER" else method
         try:
             return self._otel.tracer.start_span(name, caller, trace.SpanKind.SERVER, attributes)
-        except Exception:  # noqa: BLE001  # of a sampler or a processor of the program
+        except BaseException as error:  # noqa: BLE001  # of a sampler or a processor of the program
+            contain(error)
             return trace.INVALID_SPAN
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Reports about calls while they run: to the log, to callbacks and to OpenTelemetry."""
 
+from plaid_relay_async.telemetry.containment import contain
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd
 from plaid_relay_async.telemetry.logs import (
     BATCHES,
@@ -37,6 +38,7 @@ __all__ = [
     "Telemetry",
     "connect_client",
     "connect_journal",
+    "contain",
     "error_fields",
     "fields_of",
     "log",

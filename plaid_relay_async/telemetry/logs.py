@@ -6,8 +6,6 @@ use any of them.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from attrs import asdict, fields, frozen
 
 from plaid_relay_async.errors import ConfigurationError, reason_of
+from plaid_relay_async.telemetry.containment import contain
 from plaid_relay_async.telemetry.events import redact_id, redact_name, redact_run
 
 if TYPE_CHECKING:
@@ -103,13 +102,14 @@ def log(logger: logging.Logger, level: int, event: str, *, remark: str = "", **f
     """
     if not logger.isEnabledFor(level):
         return
-    # An exception of a handler, a filter or a record factory of the program must not replace the outcome.
-    with contextlib.suppress(Exception, asyncio.CancelledError):
+    try:
         values = _loggable_values(event, fields)
         extra = {_PREFIX + name: value for name, value in values.items()}
         # Error trackers group records by this text, so it has the event.
         template = f"{event}: %s"
         logger.log(level, template, _details(values, remark), extra=extra)
+    except BaseException as error:  # noqa: BLE001  # of a handler, a filter or a record factory of the program
+        contain(error)
 
 
 def message_of(event: str, *, remark: str = "", **fields: Any) -> str:

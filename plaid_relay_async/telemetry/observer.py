@@ -21,6 +21,7 @@ from attrs import define, field
 
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError, reason_of
 from plaid_relay_async.redaction import Hidden
+from plaid_relay_async.telemetry.containment import contain
 from plaid_relay_async.telemetry.events import AttemptEnd, CallEnd, redact_name, redact_run
 from plaid_relay_async.telemetry.logs import (
     BATCHES,
@@ -329,10 +330,10 @@ class ObservedCall:
             return
         try:
             callback(event)
-        # The callback isn't async, so a CancelledError comes from its own code.
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # any error of the caller's code
+        except BaseException as error:  # noqa: BLE001  # any error of the caller's code
             # Only the class of the error: its text may contain a token.
             self.log(logging.WARNING, "callback_error", error_code=type(error).__name__, remark=name)
+            contain(error)
 
 
 def _error_of(result: Any) -> BaseException | None:

@@ -8,6 +8,7 @@ identifiers either, so the number of series is bounded.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from contextvars import Token
 from time import monotonic
@@ -24,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from yarl import URL
 
 from plaid_relay_async.config import __version__
+from plaid_relay_async.telemetry.containment import contain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,16 +77,14 @@ def _error_type(end: AttemptEnd) -> str | None:
 
 
 def _harmless(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Return a method that returns `None` if a processor or a sampler of the program raises an exception.
-
-    Such an exception must not replace the outcome of a call.
-    """
+    """Return a method that returns `None` if code of the program, such as a processor, raises anything."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return method(*args, **kwargs)
-        except Exception:  # noqa: BLE001  # any error of the program's code
+        except BaseException as error:  # noqa: BLE001  # any error of the program's code
+            contain(error)
             return None
 
     return call
@@ -129,13 +129,19 @@ class Instruments:
 
     def _observe_rates(self, _options: metrics.CallbackOptions) -> Iterator[Observation]:
         rates: Counter[str] = Counter()
-        for source in [source for client in list(self.clients) for source in list(client.rate_sources)]:
+        with _clients_lock:
+            sources = [source for client in self.clients for source in client.rate_sources]
+        for source in sources:
             rates.update(source.rates())
         for operation, rate in rates.items():
             yield Observation(rate, _attributes(operation=operation))
 
 
 _instruments: Final[WeakKeyDictionary[MeterProvider, Instruments]] = WeakKeyDictionary()
+# Each thread with an event loop may have clients. A reader of metrics runs the callback of the gauge while it
+# holds a lock that the creation of instruments waits for, so the callback must not wait for that creation.
+_instruments_lock: Final = threading.Lock()
+_clients_lock: Final = threading.Lock()
 
 
 def instruments_of(provider: MeterProvider | None) -> Instruments | None:
@@ -143,9 +149,10 @@ def instruments_of(provider: MeterProvider | None) -> Instruments | None:
     provider = provider or metrics.get_meter_provider()
     if _does_nothing(provider):
         return None
-    if provider not in _instruments:
-        _instruments[provider] = Instruments(provider.get_meter(_SCOPE, __version__, _SCHEMA))
-    return _instruments[provider]
+    with _instruments_lock:
+        if provider not in _instruments:
+            _instruments[provider] = Instruments(provider.get_meter(_SCOPE, __version__, _SCHEMA))
+        return _instruments[provider]
 
 
 @_harmless
@@ -193,6 +200,7 @@ class OpenTelemetry:
                 self._look_up_providers()
         return self.traces or self.instruments is not None
 
+    @_harmless
     def _look_up_providers(self) -> None:
         provider = self._settings.tracer_provider or trace.get_tracer_provider()
         if not (self.traces or _does_nothing(provider)):
@@ -200,7 +208,13 @@ class OpenTelemetry:
             self.traces = True
         self.instruments = instruments_of(self._settings.meter_provider)
         if self.instruments is not None:
-            self.instruments.clients.add(self)
+            with _clients_lock:
+                self.instruments.clients.add(self)
+
+    def add_rate_source(self, source: RateSource) -> None:
+        """Add what knows the adaptive rates of one set of credentials."""
+        with _clients_lock:
+            self.rate_sources.add(source)
 
     @_harmless
     def start_batch(self, operation: str, **attributes: AttributeValue | None) -> Span:
@@ -274,6 +288,7 @@ class CallTrace:
         otel = self.otel
         if otel.instruments is not None:
             otel.instruments.in_flight.add(1, _attributes(operation=self.operation))
+        self._attempt = trace.INVALID_SPAN  # in case that the span can't start
         attributes = dict(otel.request_attributes)
         if resend_count:
             attributes["http.request.resend_count"] = resend_count

@@ -95,7 +95,7 @@ class Transport:
         self._admission = admission
         self.throttles = admission.throttles
         if self.observer.otel is not None:
-            self.observer.otel.rate_sources.add(admission)
+            self.observer.otel.add_rate_source(admission)
         self._retries = Retries(admission, self._on_retry)
 
     def with_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 
 import pytest
 from attrs.exceptions import FrozenInstanceError
@@ -11,7 +12,7 @@ from batch_support import BreakingJournal
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET, assert_no_canary
 from cancellation_support import cancel_once_sent
 from log_support import assert_documented, records_of
-from support import CREATE, GET, OWNER, QUICK, REMOVE
+from support import CREATE, GET, OWNER, QUICK, REMOVE, issued_tokens
 
 from plaid_relay_async import (
     AttemptEnd,
@@ -220,6 +221,28 @@ async def test_a_callback_that_raises_changes_nothing(plaid, every_log, error):
     errors = records_of(every_log.records, event="callback_error")
     assert [record["error_code"] for record in errors] == [type(error).__name__] * 4
     assert_documented(every_log.records)
+
+
+@pytest.mark.parametrize("callback", ["on_attempt", "on_call_end"])
+def test_a_callback_that_ends_the_process(callback):
+    """The caller has the token before `sys.exit` ends the event loop."""
+    tokens, issued = [], []
+
+    def leave(_: object) -> None:
+        if not tokens:
+            sys.exit(7)
+
+    async def program() -> None:
+        async with Simulator(reports=[REPORT_TOKEN]) as plaid:
+            async with RelayClient(OWNER, base_url=plaid.url, **{callback: leave}) as client:
+                tokens.append((await client.relay.create([REPORT_TOKEN], "p")).relay_token)
+                issued.extend(issued_tokens(plaid))
+                await asyncio.Event().wait()
+
+    with pytest.raises(SystemExit, match="7"):
+        asyncio.run(program())
+    assert tokens == issued
+    assert len(issued) == 1
 
 
 def test_callbacks_are_plain_functions():

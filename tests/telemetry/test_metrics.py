@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 from processes import wait_until_async
 from support import CREATE, GET, PARTNER, QUICK, throttle_of
@@ -15,6 +20,10 @@ from support import CREATE, GET, PARTNER, QUICK, throttle_of
 from plaid_relay_async import PlaidRelayError, RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.telemetry.otel import OpenTelemetry, instruments_of
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
 
 REQUESTS, CALLS = "http.client.request.duration", "plaid.client.call.duration"
 RETRIES, WAITS = "plaid.client.retries", "plaid.client.admission.wait"
@@ -130,6 +139,43 @@ async def test_a_closed_client_is_not_kept(plaid, recording):
     del client
     gc.collect()
     assert gone() is None
+
+
+class MeetingProvider(MeterProvider):
+    """Two threads meet in its `get_meter`, unless only one comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(2)
+
+    def get_meter(self, *args: Any, **options: Any) -> Meter:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.meeting.wait(0.2)
+        return super().get_meter(*args, **options)
+
+
+@pytest.mark.may_block
+def test_threads_share_the_instruments():
+    """The clients of several threads don't create an instrument twice."""
+    provider = MeetingProvider()
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(instruments_of, [provider] * 2)
+    assert one is other
+    provider.shutdown()
+
+
+def test_rates_are_read_while_clients_are_created(recording, caplog):
+    """A reader of metrics has a thread of its own, and no change interrupts it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(2) as threads:
+        done = threads.submit(lambda: [recording.metrics for _ in range(300)])
+        while not done.done():
+            client = OpenTelemetry(recording.telemetry(), "http://localhost")
+            assert client.is_active()
+    sys.setswitchinterval(interval)
+    assert done.result()
+    assert "Callback failed" not in caplog.text
 
 
 async def test_no_metrics_without_a_provider(plaid, recording):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 import pytest
@@ -20,6 +21,7 @@ from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.propagate import extract
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
@@ -332,12 +334,13 @@ async def test_a_trace_that_is_not_sampled(plaid):
 # ---------------------------------------------------------------------------------------------- failures
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
 @pytest.mark.parametrize("method", ["on_start", "on_end"])
-async def test_a_processor_that_raises_takes_no_outcome_away(plaid, recording, method):
+async def test_a_processor_that_raises_takes_no_outcome_away(plaid, recording, method, error):
     """A token reaches the caller even if a processor of the program raises an exception."""
 
     def broken(*_args: object, **_options: object) -> None:
-        raise ZeroDivisionError
+        raise error
 
     processor = SpanProcessor()
     setattr(processor, method, broken)
@@ -352,16 +355,33 @@ async def test_a_processor_that_raises_takes_no_outcome_away(plaid, recording, m
 
 class BrokenAttempts(SpanProcessor):
     def on_start(self, span, parent_context=None) -> None:
-        if span.name == ATTEMPT:
+        if "http.request.resend_count" in span.attributes:
             raise ZeroDivisionError
 
 
-async def test_an_attempt_whose_span_can_not_start(plaid, recording):
-    """It is sent, and the span of its call ends as usual."""
+async def test_an_attempt_whose_span_can_not_start(plaid, recording, caplog):
+    """It is sent, the span of its call ends as usual, and that of the attempt before isn't ended again."""
+    plaid.fail(Fault(path=CREATE, status=429, times=1))
     recording.tracer_provider.add_span_processor(BrokenAttempts())
     async with recording.client(plaid) as client:
         await client.relay.create([plaid.add_report()], "p")
     assert [attributes_of(span, "outcome") for span in recording.named(CALL)] == [["succeeded"]]
+    assert len(recording.named(ATTEMPT)) == 1
+    assert "ended span" not in caplog.text
+
+
+class BrokenProvider(MeterProvider):
+    def get_meter(self, *_args: object, **_options: object) -> NoReturn:
+        raise ZeroDivisionError
+
+
+async def test_a_provider_that_raises(plaid, recording):
+    """It receives nothing, and the other provider does."""
+    async with recording.client(
+        plaid, telemetry=recording.telemetry(meter_provider=BrokenProvider())
+    ) as client:
+        await client.relay.create([plaid.add_report()], "p")
+    assert len(recording.named(CALL)) == 1
 
 
 # ---------------------------------------------------------------------------------------------- providers
@@ -489,9 +509,12 @@ def test_without_opentelemetry(tmp_path, monkeypatch):
 
 
 def test_settings_are_checked():
-    """Anything but a `Telemetry` is rejected."""
+    """Anything but a `Telemetry` is rejected, and so is what isn't a provider."""
     with pytest.raises(ConfigurationError, match="telemetry must be a Telemetry"):
         RelayClient(OWNER, telemetry=True)  # type: ignore[arg-type]  # a deliberate mistake
+    for name in ("tracer", "meter"):
+        with pytest.raises(ConfigurationError, match=f"{name}_provider must have a method `get_{name}`"):
+            Telemetry(**{f"{name}_provider": "console"})
 
 
 # ------------------------------------------------------------------------------------------------ secrets

@@ -283,14 +283,16 @@ class Batch(Generic[OutcomeT, ResultT]):
             else:
                 await call.run()
         finally:
-            if call.outcome is None:
-                self._result.not_attempted.append(request)
-            else:
-                # If the requests for the report have stopped, the error was counted before, with another
-                # request.
-                self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
-            self.sending.calls[sender] = None
-            outcome = call.report_end()
+            try:
+                if call.outcome is None:
+                    self._result.not_attempted.append(request)
+                else:
+                    # If the requests for the report have stopped, the error was counted before, with another
+                    # request.
+                    self._deliver_outcome(call.outcome, None if call.skipped else call.last_error)
+            finally:  # a callback may have raised what isn't an error
+                self.sending.calls[sender] = None
+                outcome = call.report_end()
         return outcome == "succeeded"
 
     def _deliver_outcome(self, outcome: OutcomeT, error: PlaidRelayError | None) -> None:

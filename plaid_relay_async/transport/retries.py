@@ -7,6 +7,7 @@ uses it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -148,13 +149,14 @@ class Retries:
         fits = call.bulk or (call.counted_rounds < call.policy.attempts and wait < call.remaining)
         return wait if fits else None
 
-    def _notify_rate_limiter(self, call: CallState[Any], retry_after: float | None) -> Exception | None:
+    def _notify_rate_limiter(self, call: CallState[Any], retry_after: float | None) -> BaseException | None:
         """Report a 429 to the rate limiter; return the error that its method raised, if any."""
         hook = getattr(self.admission.rate_limiter, "on_rate_limited", None)
         try:
             if hook is not None:
                 hook(call.endpoint.path, retry_after)
-        except Exception as hook_error:  # noqa: BLE001  # the caller's code: it becomes the cause of Plaid's error
+        # The hook isn't async, so a CancelledError is its own, too. It becomes the cause of Plaid's error.
+        except (Exception, asyncio.CancelledError) as hook_error:  # noqa: BLE001  # the caller's code
             return hook_error
         return None
 
@@ -170,7 +172,7 @@ class Retries:
         )
         try:
             self.on_retry(event)
-        except Exception as callback_error:  # the caller's code
+        except (Exception, asyncio.CancelledError) as callback_error:  # the caller's code, as above
             raise error from callback_error
 
 

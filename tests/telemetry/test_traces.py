@@ -238,6 +238,24 @@ async def test_a_batch_of_a_thousand(plaid, recording, every_log):
     assert_no_canary(every_log.text)
 
 
+async def test_a_batch_whose_callback_ends_the_process(plaid, recording):
+    """The span of each call ends, also that of the call whose outcome the callback received."""
+
+    class StopError(BaseException):
+        pass
+
+    def stop(_: object) -> None:
+        raise StopError
+
+    async with recording.client(plaid) as client:
+        requests = RelayCreateRequest.fan_out([plaid.add_report()], ["p"])
+        with pytest.raises(BatchStoppedError) as stopped:
+            await client.relay.create_many(requests, on_outcome=stop)
+        assert client.statistics().outcomes == {"succeeded": 1}
+    assert stopped.value.result.counts == {"created": 1}
+    assert [attributes_of(span, "outcome") for span in recording.named(CALL)] == [["succeeded"]]
+
+
 async def test_a_batch_that_is_stopped(plaid, recording):
     """Its span is an error, with the class of what stopped it."""
 

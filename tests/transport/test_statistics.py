@@ -171,17 +171,18 @@ async def test_on_retry_is_called_before_each_further_attempt(plaid):
     assert 0.9 < retry.wait <= 1
 
 
-async def test_an_on_retry_that_raises_ends_the_call(plaid):
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+async def test_an_on_retry_that_raises_ends_the_call(plaid, error):
     """The call fails with the error for which it was about to be repeated; the hook's error is its cause."""
 
     def broken(retry: Retry) -> None:
-        raise ZeroDivisionError
+        raise error
 
     plaid.fail(Fault(path=CREATE, status=429))
     async with RelayClient(OWNER, base_url=plaid.url, retry=QUICK, on_retry=broken) as client:
         with pytest.raises(RateLimitError) as caught:
             await client.relay.create([plaid.add_report()], "p")
-        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert isinstance(caught.value.__cause__, error)
         assert caught.value.attempts == plaid.counts[CREATE] == 1
         result = await client.relay.create_many(RelayCreateRequest.fan_out(["t"], ["p"]))
     assert isinstance(result.failed[0].error, RateLimitError)

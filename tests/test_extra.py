@@ -143,6 +143,14 @@ async def test_what_was_checked_is_sent(upstream, owner):
     assert upstream.body()["x"] == "y"
 
 
+async def test_a_changed_request_keeps_its_fields(upstream, owner):
+    """Even if a program changes the mapping of a request, it can't replace a field that was checked."""
+    [request] = RelayCreateRequest.fan_out(["t"], ["p"], extra={"new": 1})
+    request.extra["secondary_client_id"] = "another"
+    await owner.relay.create_many([request])
+    assert upstream.body()["secondary_client_id"] == "p"
+
+
 @pytest.mark.parametrize("webhook", [None, "https://lender.example/hook"])
 async def test_fields_of_the_options(upstream, owner, webhook):
     """Fields of an object that the request has are added to that object, or create it."""

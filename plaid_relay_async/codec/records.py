@@ -408,7 +408,7 @@ def _add_fields(plain: dict[str, Any], extra: Mapping[str, Any]) -> None:
         if isinstance(plain.get(name), dict):
             _add_fields(plain[name], value)
         else:
-            plain[name] = value
+            plain.setdefault(name, value)
 
 
 @strip_traceback

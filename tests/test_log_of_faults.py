@@ -141,7 +141,7 @@ def story_of(result: Any, told: Story) -> Story:
     return Story.of(result) if hasattr(result, "attempts") else Story("succeeded", told.attempts, None)
 
 
-@pytest.mark.parametrize("name", sampled(ROWS, step=5))
+@pytest.mark.parametrize("name", sampled(ROWS, step=15))
 async def test_the_log_of_each_fault(clean_logs, tmp_path, name):
     """The log of each way of calling has the documented fields, no canary, and what happened to each pair."""
     folder = tmp_path / "canary-folder"

@@ -160,6 +160,7 @@ async def test_a_synchronous_view_under_asgi(plaid, tmp_path):
         await check_nothing_lost(service)
 
 
+@pytest.mark.slow
 async def test_a_shutdown(service, plaid, tmp_path):
     """A service that is asked to stop completes the creations in flight, and responds to their callers."""
     plaid.fail(slow("ada"))
@@ -206,6 +207,7 @@ async def test_a_graceful_timeout_of_gunicorn(plaid, tmp_path):
         await check_nothing_lost(service, unknown={"ada"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp", "django"])
 async def test_a_journal_that_cannot_be_opened(plaid, tmp_path, name):
     """A service doesn't start without its journal."""

@@ -6,15 +6,16 @@ tests/test_matrix.py reads the log of single calls.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import evolve, frozen
-from canaries import REPORT_TOKEN, SECRET
+from canaries import REPORT_TOKEN, SECRET, assert_no_canary
 from journal_support import KEY, execute
 from log_support import Story, assert_documented, records_of, story_from_log
 from sqlalchemy import select
-from support import QUICK, sampled
+from support import QUICK
 from test_matrix import OWNER, PARTNER, PATHS, ROWS, faulty_client
 
 from plaid_relay_async import PlaidRelayError, RelayClient, RelayCreateRequest
@@ -24,7 +25,6 @@ from plaid_relay_async.journal.schema import entries
 from plaid_relay_async.simulator import Simulator
 
 if TYPE_CHECKING:
-    import logging
     from pathlib import Path
 
     from matrix import FaultRow
@@ -141,23 +141,33 @@ def story_of(result: Any, told: Story) -> Story:
     return Story.of(result) if hasattr(result, "attempts") else Story("succeeded", told.attempts, None)
 
 
-@pytest.mark.parametrize("name", sampled(ROWS, step=15))
-async def test_the_log_of_each_fault(clean_logs, tmp_path, name):
-    """The log of each way of calling has the documented fields, no canary, and what happened to each pair."""
-    asyncio.get_running_loop().set_debug(False)  # it would take twice as long
+@pytest.mark.may_block
+@pytest.mark.parametrize("name", [*ROWS][::15])
+async def test_the_log_of_a_fault(every_log, tmp_path, name):
+    """The log of each way of calling has the documented fields, no canary, and what happened to each pair.
+
+    `tests/endurance` has a test of all rows.
+    """
+    await check_log_of_fault(name, every_log, tmp_path)
+
+
+async def check_log_of_fault(name: str, log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Make calls in each way with a fault of the matrix, check their log, and clear it."""
     folder = tmp_path / "canary-folder"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     results = await asyncio.gather(*(calls_with_faults(ROWS[name], way, folder) for way in WAYS))
-    assert_documented(clean_logs.records)
+    assert_documented(log.records)
     hidden = [KEY, "hooks.example", *(pair for _, pairs in results for pair in pairs)]
     assert len(hidden) >= 2 + 3 + 3  # at least the pairs that are removed
-    for record in clean_logs.records:
-        if record.name.startswith("plaid_relay_async"):
-            assert not any(text in f"{vars(record)} {record.getMessage()}" for text in hidden)
+    records = [record for record in log.records if record.name.startswith("plaid_relay_async")]
+    for record in records:
+        assert not any(text in f"{vars(record)} {record.getMessage()}" for text in hidden)
+    assert_no_canary("\n".join(map(logging.Formatter().format, records)))
     for way, (outcomes, _) in zip(WAYS, results, strict=True):
-        calls = calls_of(clean_logs.records, way)
-        told = [story_from_log(clean_logs.records, call) for call in calls]
+        calls = calls_of(log.records, way)
+        told = [story_from_log(log.records, call) for call in calls]
         assert told
         # A batch that has stopped reads no further requests.
         assert set(outcomes[len(calls) :]) <= {None}
         assert told == [story_of(result, story) for result, story in zip(outcomes, told, strict=False)], way
+    log.clear()

@@ -305,19 +305,20 @@ class Transport:
     async def _run_attempt(self, call: CallState[R]) -> R:
         call.rounds += 1
         observed = call.observed
+        detailed = observed.detailed
         attempts_before, started = call.attempts, 0.0
         status: int | None = None
         result: R | PlaidRelayError
         try:
-            waiting_since = call.now() if observed.detailed else 0.0
+            waiting_since = call.now() if detailed else 0.0
             authentication = await self._admission.admit(call)
             observed.secret = authentication.secret
-            if observed.detailed:
+            if detailed:
                 observed.attempt_admitted(call.now() - waiting_since)
             try:
                 if call.gate is not None:
                     await _wait_for_gate(call, call.gate)
-                started = call.now() if observed.detailed else 0.0
+                started = call.now() if detailed else 0.0
                 raw_response = await self._send_attempt(call, authentication)
             finally:
                 self._admission.release(call)
@@ -344,7 +345,7 @@ class Transport:
             # Only a definitive response shows that the server accepted the attempt.
             if certainty is Certainty.DEFINITIVE:
                 call.throttle.record_accepted(call.now(), call.ticket)
-            if observed.detailed:
+            if detailed:
                 _report_attempt(call, certainty.value, result, started=started, status=status)
         if isinstance(result, PlaidRelayError):
             return self._retries.retry_or_raise(call, result, certainty)

@@ -131,14 +131,14 @@ def calls_of(records: list[logging.LogRecord], way: Way) -> list[str]:
     return [end["call_id"] for end in ends if not end.get("partner", "").startswith(HOLDER)]
 
 
-def story_of(result: Any, told: Story) -> Story:
+def story_of(result: Any, logged: Story) -> Story:
     """Return the story of what became of a request; only outcomes and errors have the number of attempts."""
     if result is None:
-        return Story("not_attempted", told.attempts, told.reason)
+        return Story("not_attempted", logged.attempts, logged.reason)
     if isinstance(result, PlaidRelayError):
         outcome = "unknown" if isinstance(result, OutcomeUnknownError) else "failed"
         return Story(outcome, result.attempts, reason_of(result))
-    return Story.of(result) if hasattr(result, "attempts") else Story("succeeded", told.attempts, None)
+    return Story.of(result) if hasattr(result, "attempts") else Story("succeeded", logged.attempts, None)
 
 
 @pytest.mark.may_block
@@ -165,9 +165,11 @@ async def check_log_of_fault(name: str, log: pytest.LogCaptureFixture, tmp_path:
     assert_no_canary("\n".join(map(logging.Formatter().format, records)))
     for way, (outcomes, _) in zip(WAYS, results, strict=True):
         calls = calls_of(log.records, way)
-        told = [story_from_log(log.records, call) for call in calls]
-        assert told
+        logged = [story_from_log(log.records, call) for call in calls]
+        assert logged
         # A batch that has stopped reads no further requests.
         assert set(outcomes[len(calls) :]) <= {None}
-        assert told == [story_of(result, story) for result, story in zip(outcomes, told, strict=False)], way
+        assert logged == [story_of(result, story) for result, story in zip(outcomes, logged, strict=False)], (
+            way
+        )
     log.clear()

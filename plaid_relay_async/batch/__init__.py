@@ -1,6 +1,6 @@
 """Batches: one call for each request, with bounded concurrency and one outcome for each."""
 
-from plaid_relay_async.batch.call import AcquireRecorder, TrackedCall
+from plaid_relay_async.batch.call import AcquireRecorder, AttemptForbiddenError, Phase, TrackedCall
 from plaid_relay_async.batch.input import Requests, Tokens
 from plaid_relay_async.batch.operations import (
     CREATE,
@@ -14,7 +14,13 @@ from plaid_relay_async.batch.operations import (
     ReadResult,
 )
 from plaid_relay_async.batch.options import BatchOptions, BatchSettings
-from plaid_relay_async.batch.protocols import CallContext, CallRecorder, JournalProtocol, LostRaceError
+from plaid_relay_async.batch.protocols import (
+    CallContext,
+    CallRecorder,
+    JournalProtocol,
+    LostRaceError,
+    TaskQueueProtocol,
+)
 from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, Progress, ResultT
 from plaid_relay_async.batch.runner import Batch
 from plaid_relay_async.batch.stopping import Sending
@@ -27,6 +33,7 @@ __all__ = [
     "REFRESH",
     "REMOVE",
     "AcquireRecorder",
+    "AttemptForbiddenError",
     "Batch",
     "BatchOperation",
     "BatchOptions",
@@ -38,12 +45,14 @@ __all__ = [
     "JournalProtocol",
     "LostRaceError",
     "OutcomeT",
+    "Phase",
     "Progress",
     "ReadOutcome",
     "ReadResult",
     "Requests",
     "ResultT",
     "Sending",
+    "TaskQueueProtocol",
     "Tokens",
     "TrackedCall",
 ]

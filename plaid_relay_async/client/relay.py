@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         ReadResult,
         Requests,
         ResultT,
+        TaskQueueProtocol,
         Tokens,
     )
     from plaid_relay_async.client.late_outcomes import LateOutcomes
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
     from plaid_relay_async.outcomes import Outcome, Refreshed, Removed
     from plaid_relay_async.transport import Transport
     from plaid_relay_async.webhooks import Inbox
+
+
+# The default concurrency of a batch on a task queue: enough for several workers.
+_QUEUED_CALLS = 500
 
 
 class Relay(OperationGroup):
@@ -134,6 +139,7 @@ class Relay(OperationGroup):
         requests: Requests,
         *,
         journal: JournalProtocol | None = None,
+        task_queue: TaskQueueProtocol | None = None,
         **options: Unpack[BatchOptions[Outcome]],
     ) -> Batch[Outcome, CreationResult]:
         """Create a relay token for each request, concurrently; called by the lender.
@@ -147,7 +153,11 @@ class Relay(OperationGroup):
             requests: any iterable or async iterable, read on demand; see `RelayCreateRequest.fan_out`.
             journal: a journal, which returns recorded outcomes, and records the others: an intent before each
                 request is sent, and the outcome before it is delivered. See `plaid_relay_async.journal`.
-            options: the keyword arguments of `BatchOptions`.
+            task_queue: a queue of Temporal, whose workers make the calls and record them in its journal; see
+                `plaid_relay_async.temporal`. `concurrency` is then the maximum number of calls that are
+                queued or in flight; its default is 500.
+            options: the keyword arguments of `BatchOptions`. With `task_queue`, the workers have their own
+                `timeout` and `retry`.
 
         Raises:
             ConfigurationError: an option is invalid, or a callback is async.
@@ -156,7 +166,9 @@ class Relay(OperationGroup):
                 `RelayCreateRequest`, or its webhook contains `{pair}` and there is no journal. The error is
                 raised at the end of the batch, and has the `result`.
         """
-        return self._many(batch.CREATE, requests, None, options=options, journal=journal)
+        return self._many(
+            batch.CREATE, requests, None, options=options, journal=journal, task_queue=task_queue
+        )
 
     @strip_traceback
     def get_many(
@@ -254,6 +266,7 @@ class Relay(OperationGroup):
         relay_tokens: Tokens[RelayRemoveRequest],
         *,
         journal: JournalProtocol | None = None,
+        task_queue: TaskQueueProtocol | None = None,
         extra: Mapping[str, Any] | None = None,
         **options: Unpack[BatchOptions[Removed | Failed | Unknown]],
     ) -> Batch[Removed | Failed | Unknown, BatchResult[Removed, Unknown]]:
@@ -267,6 +280,7 @@ class Relay(OperationGroup):
             relay_tokens: any iterable or async iterable, read on demand, of relay tokens or of
                 `RelayRemoveRequest`.
             journal: a journal, which records the removal of tokens that it knows: the intent and the outcome.
+            task_queue: as of `create_many`.
             extra: as of `remove`; applies to tokens, as a request has its own.
             options: the keyword arguments of `BatchOptions`.
 
@@ -277,7 +291,9 @@ class Relay(OperationGroup):
                 is raised at the end of the batch, and has the `result`.
         """
         to_request = partial(RelayRemoveRequest, extra=extra)
-        return self._many(batch.REMOVE, relay_tokens, to_request, options=options, journal=journal)
+        return self._many(
+            batch.REMOVE, relay_tokens, to_request, options=options, journal=journal, task_queue=task_queue
+        )
 
     def _many(
         self,
@@ -287,8 +303,16 @@ class Relay(OperationGroup):
         *,
         options: BatchOptions[OutcomeT],
         journal: JournalProtocol | None = None,
+        task_queue: TaskQueueProtocol | None = None,
     ) -> Batch[OutcomeT, ResultT]:
         """Check the options, and return a batch of calls."""
+        if task_queue is not None:
+            if journal is not None or options.get("timeout") or options.get("retry"):
+                raise ConfigurationError(
+                    "task_queue= has a journal, and its workers have their own timeout and retry policy: omit "
+                    "journal=, timeout= and retry="
+                )
+            options = {"concurrency": _QUEUED_CALLS, **options}
         if unknown := options.keys() - BatchOptions.__annotations__.keys():
             # The traceback of a TypeError would show the tokens in the frame of the public method.
             raise ConfigurationError(f"there is no option {min(unknown)!r}; see BatchOptions")
@@ -298,26 +322,46 @@ class Relay(OperationGroup):
         if request_from_token is not None:
             # Check the arguments that apply to each token now, and not when the first token is read.
             request_from_token("placeholder-token")
+        send = partial(self._transport.call, operation.endpoint, timeout=timeout, retry=retry)
+        drain_timeout, recording = self._drain, journal
+        if task_queue is not None:
+            send, recording = partial(task_queue.send, operation), task_queue
+            drain_timeout = task_queue.drain_seconds
         return Batch(
             operation,
             requests,
-            partial(self._transport.call, operation.endpoint, timeout=timeout, retry=retry),
+            send,
             settings,
-            drain_timeout=self._drain,
+            drain_timeout=drain_timeout,
             drains=self._transport.drains,
             observer=self._transport.observer,
             request_from_token=request_from_token,
-            acquire_recorder=None if journal is None else self._recorder_function(journal, total),
-            run=_run_of(journal),
+            acquire_recorder=None if recording is None else self._recorder_function(recording, total),
+            run=_run_of(recording),
         )
+
+    def call_context(
+        self,
+        *,
+        timeout: float | None = None,
+        retry_unknown: bool | None = None,
+        retry_failed: bool | None = None,
+    ) -> CallContext:
+        """Return the context in which a journal records the calls of this client.
+
+        The client uses it itself; it is public for programs that make the calls in another way, such as a
+        queue of tasks. The arguments are those of `create`.
+        """
+        total, _ = self._transport.resolve_settings(timeout, None)
+        client_id = partial(self._transport.client_id, total)
+        host, legacy_host = self._hosts
+        return CallContext(host, client_id, total, legacy_host, retry_unknown, retry_failed)
 
     def _recorder_function(
         self, journal: JournalProtocol, total: float | None, **overrides: bool | None
     ) -> AcquireRecorder:
         """Return a function that acquires a journal's recorder for a request."""
-        host, legacy_host = self._hosts
-        client_id = partial(self._transport.client_id, total)
-        context = CallContext(host, client_id, total, legacy_host, **overrides)
+        context = self.call_context(timeout=total, **overrides)
         return lambda request: journal.acquire_recorder(request, context)
 
     async def _recorded_call(

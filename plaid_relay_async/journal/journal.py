@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path  # noqa: TC003  # Sphinx resolves the annotation
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from attrs import define
+from attrs import define, frozen
 from sqlalchemy import exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -18,7 +18,7 @@ from plaid_relay_async.cancellation import run_to_completion
 from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import ConfigurationError, JournalError
 from plaid_relay_async.journal.database import Database, JournalConnection
-from plaid_relay_async.journal.decisions import RECORD_OUTCOMES, OnExisting, PairPolicy
+from plaid_relay_async.journal.decisions import RECORD_OUTCOMES, OnExisting, PairPolicy, outcome_name
 from plaid_relay_async.journal.encryption import Digests, Keyring, load_keyring
 from plaid_relay_async.journal.recording import (
     CallCoordinator,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.journal.decisions import Row
     from plaid_relay_async.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -92,6 +93,23 @@ class _OpenResources:
     coordinator: CallCoordinator | None = None
     request_seconds: float = 0.0
     close_deadline: float | None = None
+
+
+@frozen
+class JournalSettings:
+    """The run of a journal, and its settings for pairs that it already has; see `Journal`.
+
+    Attributes:
+        run: the run name.
+        on_existing: what happens to a pair that has a token from another run.
+        retry_unknown: whether to create again if the outcome of an earlier attempt is unknown.
+        retry_failed: whether to create again after a permanent error.
+    """
+
+    run: str
+    on_existing: OnExisting
+    retry_unknown: bool
+    retry_failed: bool
 
 
 @strip_init_traceback
@@ -169,6 +187,11 @@ class Journal:
     def run(self) -> str:
         """The run name under which creations are recorded."""
         return self._run
+
+    @property
+    def settings(self) -> JournalSettings:
+        """The run and the settings for its pairs; with them, another process can open the same journal."""
+        return JournalSettings(self._run, self._on_existing, self._retry_unknown, self._retry_failed)
 
     @property
     def path(self) -> Path | None:
@@ -421,21 +444,43 @@ class Journal:
         _check_outcomes(outcomes)
         if partner is not None:
             _check_printable("partner", partner)
+        async for row, source, alive in self._read_rows(run, partner):
+            record = to_record(source, self._keyring, own=source is row, alive=alive)
+            if not outcomes or record.outcome in outcomes:
+                yield record
+
+    async def pair_ids(self, run: str, *, outcomes: Collection[str] = ()) -> AsyncIterator[str]:
+        """Yield the pair IDs of a run, in the order of `records`, which has the arguments and errors."""
+        _check_outcomes(outcomes)
+        async for row, source, alive in self._read_rows(run, None):
+            if not outcomes or outcome_name(source.state, alive=alive) in outcomes:
+                yield row.pair
+
+    async def _read_rows(self, run: str, partner: str | None) -> AsyncIterator[tuple[Row, Row, bool]]:
+        """Yield the rows of a run, as `read_page` returns them."""
         after = -1
         while True:
 
-            def work(connection: Connection, after: int = after) -> Any:
+            def work(connection: Connection, after: int = after) -> list[tuple[Row, Row, bool]]:
                 run_id = _get_run(connection, run).id
                 return read_page(connection, self._open_resources.registry, run_id, after, partner)
 
             page = await self._run_transaction(work)
-            for row, source, alive in page:
-                record = to_record(source, self._keyring, own=source is row, alive=alive)
-                if not outcomes or record.outcome in outcomes:
-                    yield record
+            for each in page:
+                yield each
             if len(page) < ROWS_PER_PAGE:
                 return
             after = page[-1][0].id
+
+    def keyed_hash(self, *parts: str) -> str:
+        """Return a digest of texts, in hexadecimal digits, which only a process with the journal can compute.
+
+        It doesn't change when the keys are rotated.
+
+        Raises:
+            JournalError: the journal isn't open.
+        """
+        return self._open_resources.digests.keyed_hash(b"name", *parts)
 
     async def record_retrieval(
         self, pair_id: str, *, retrieved_at: dt.datetime | None = None

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
 from plaid_relay_async.display import escape_unprintable
@@ -302,6 +302,37 @@ class CallCoordinator:
             return Failed(error=row.recorded_error(), **fields)
         return Unknown(error=row.in_doubt_error(), **fields)
 
+    async def read_outcome(self, request: RelayCreateRequest, pair: str) -> Outcome | None:
+        """Return the outcome that is recorded for a pair, or `None` if an attempt may start.
+
+        Wait while another process may still record one.
+
+        Raises:
+            ConfigurationError: no key decrypts the pair's token.
+            JournalError: the journal can't be read or written.
+        """
+        policy = evolve(self.policy, retry_unknown=False, retry_failed=False)
+        wait, longest_wait = _POLL_SECONDS
+        while True:
+            lookup = await self.writer.look_up_pair(pair)
+            decision = decide(
+                lookup.own,
+                lookup.holding,
+                policy,
+                in_progress=lookup.in_progress,
+                maybe_in_flight=lookup.maybe_in_flight,
+            )
+            if not isinstance(decision, WaitForOther):
+                break
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest_wait)
+        if isinstance(decision, RejectDuplicate):
+            return await self._reject_duplicate(request, pair, lookup.own, decision)
+        if isinstance(decision, StartAttempt):
+            return None
+        outcome: Outcome = self._recorded_outcome(request, decision.row)
+        return evolve(outcome, attempts=decision.row.attempts)
+
     async def _reject_duplicate(
         self, request: RelayCreateRequest, pair: str, own: Row | None, decision: RejectDuplicate
     ) -> Failed:
@@ -459,6 +490,10 @@ class CreationRecorder(_PairRecorder):
     recorded_outcome: Outcome | None = None
     earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
+
+    async def read_outcome(self, request: RelayCreateRequest) -> Outcome | None:
+        """Return the outcome that another process has recorded; see `CallCoordinator.read_outcome`."""
+        return await self.coordinator.read_outcome(request, self.pair)
 
     def request_to_send(self, request: RelayCreateRequest) -> RelayCreateRequest:
         """Return the request with the pair ID in the URL of its webhook."""

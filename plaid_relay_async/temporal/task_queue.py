@@ -1,0 +1,501 @@
+"""A task queue of Temporal, on which workers on other machines make the calls of a batch.
+
+The batch is the same as a local one; only its calls are made elsewhere. For each call, one Standalone
+Activity is started. It runs at most once, because it has one attempt. Its ID is a keyed hash of the run, the
+pair and the number of the repetition, and Temporal rejects an ID that exists. So a process that was killed
+can start all its calls again. The journal decides what happens to a pair; Temporal only hands out the tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from attrs import define, field, frozen
+from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
+from temporalio.common import (
+    ActivityIDReusePolicy,
+    RetryPolicy,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+)
+from temporalio.exceptions import ActivityAlreadyStartedError, ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from plaid_relay_async.batch import CREATE, AttemptForbiddenError, LostRaceError, Phase
+from plaid_relay_async.batch.input import RequestReader
+from plaid_relay_async.config import check_seconds
+from plaid_relay_async.errors import (
+    ConfigurationError,
+    JournalError,
+    OutcomeUnknownError,
+    PlaidRelayError,
+    RateLimitError,
+    WaitTooLongError,
+)
+from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
+from plaid_relay_async.outcomes import Created
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+
+    from temporalio.client import Client
+
+    from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult, TrackedCall
+    from plaid_relay_async.client import RelayClient
+    from plaid_relay_async.journal import Journal
+    from plaid_relay_async.outcomes import Outcome
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
+"""The search attribute that has the run name."""
+_BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
+# Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
+_MAX_DECLINED_SECONDS: Final = 300.0
+# Errors after which the same request to Temporal may succeed.
+_TRANSIENT: Final = frozenset(
+    {
+        RPCStatusCode.ABORTED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.UNKNOWN,
+    }
+)
+_logger = logging.getLogger("plaid_relay_async.temporal")
+
+
+@frozen
+class Submitted:
+    """What `TaskQueue.submit` did with each request.
+
+    Attributes:
+        started: the number of calls that were added to the queue.
+        pending: the number of calls that were on the queue already.
+        recorded: the number of pairs whose outcome the journal has.
+    """
+
+    started: int = 0
+    pending: int = 0
+    recorded: int = 0
+
+
+@define(eq=False, repr=False)
+class _TaskRecorder:
+    """The journal's recorder of a call that a worker makes, which records the intent and the outcome.
+
+    Attributes:
+        recorder: the recorder of a creation or a removal, which holds the pair in this process.
+        journalled: whether the journal has the outcome.
+    """
+
+    recorder: Any
+    journalled: bool = True
+    earlier_in_doubt_error = None  # the worker has taken it into account
+
+    @property
+    def recorded_outcome(self) -> Any:
+        """The outcome, if the journal has one already."""
+        return self.recorder.recorded_outcome
+
+    def request_to_send(self, request: T) -> T:
+        """Return the request; the worker replaces the pair ID in it."""
+        return request
+
+    async def record_intent(self) -> None:
+        """Do nothing: the worker records the intent."""
+
+    async def record_outcome(self, outcome: Any) -> None:
+        """Do nothing, or record that the request is not attempted, if the outcome is `None`."""
+        if outcome is None:
+            await self.recorder.record_outcome(outcome)
+
+    def release(self) -> None:
+        """Release the pair."""
+        self.recorder.release()
+
+
+class TaskQueue:
+    """A task queue of Temporal for the creations and removals of one run.
+
+    Pass it as `task_queue=` to `client.relay.create_many` and `remove_many`. `Worker` makes the calls.
+
+    .. code-block:: python
+
+        queue = TaskQueue(temporal_client, "relay", journal=journal)
+        async with client.relay.create_many(requests, task_queue=queue) as outcomes:
+            async for outcome in outcomes: ...
+
+    Args:
+        temporal: a client of Temporal with the data converter of `data_converter`.
+        name: the name of the task queue.
+        journal: the open journal of the run, in PostgreSQL.
+        start_to_close: seconds after which a call that a worker has begun is considered lost. The worker's
+            client has half of it for the call.
+        search_attribute: whether to set the search attribute `PlaidRelayRun`, with which Temporal's own tools
+            can list the calls of a run. The server must have it.
+
+    Raises:
+        ConfigurationError: an argument is invalid, or the journal isn't in PostgreSQL.
+    """
+
+    def __init__(
+        self,
+        temporal: Client,
+        name: str,
+        *,
+        journal: Journal,
+        start_to_close: float = 120.0,
+        search_attribute: bool = True,
+    ) -> None:
+        if not name or not name.isprintable():
+            raise ConfigurationError(
+                "the name of a task queue must be a non-empty string of printable characters"
+            )
+        check_seconds("start_to_close", start_to_close)
+        if journal.path is not None:
+            raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
+        self._temporal = temporal
+        self._name = name
+        self._journal = journal
+        self._start_to_close = start_to_close
+        self._search_attributes = (
+            TypedSearchAttributes([SearchAttributePair(RUN_ATTRIBUTE, journal.run)])
+            if search_attribute
+            else None
+        )
+
+    @property
+    def run(self) -> str:
+        """The run name."""
+        return self._journal.run
+
+    @property
+    def drain_seconds(self) -> float:
+        """The seconds for which a batch waits, once it has stopped, for the calls that workers have begun."""
+        return 1.5 * self._start_to_close
+
+    # ------------------------------------------------------------------------------------- for a batch
+
+    async def acquire_recorder(self, request: Any, context: CallContext) -> _TaskRecorder:
+        """Return the journal's recorder for a request, which records nothing; see `Journal`."""
+        return _TaskRecorder(await self._journal.acquire_recorder(request, context))
+
+    async def send(
+        self, operation: BatchOperation[Any, Any], request: Any, *, gate: TrackedCall[Any]
+    ) -> RelayCreateResponse | RelayRemoveResponse:
+        """Have a worker make a call, and return the response; see `TaskQueueProtocol`."""
+        call = _QueuedCall(self, self._task(operation, request, gate.recorder), request, gate)
+        running = asyncio.create_task(call.run())
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            task: Any = asyncio.current_task()
+            if running.done() or task.cancelling() > 1:  # the batch was abandoned
+                raise
+            # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In that
+            # case it is drained, and only a second cancellation abandons it.
+            task.uncancel()
+            await call.stop()
+            return await asyncio.shield(running)
+        finally:
+            running.cancel()
+
+    def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: Any) -> Task:
+        name = (
+            recorder.recorder.pair if operation is CREATE else self._journal.keyed_hash(request.relay_token)
+        )
+        return Task(activity_of(operation), request, name, self._journal.settings)
+
+    # ----------------------------------------------------------------------------- without a batch
+
+    async def submit(
+        self,
+        client: RelayClient,
+        requests: Iterable[RelayCreateRequest] | AsyncIterable[RelayCreateRequest],
+        *,
+        concurrency: int = 100,
+    ) -> Submitted:
+        """Add a creation to the queue for each request that has no outcome, and don't wait for the outcomes.
+
+        If it is interrupted, call it again with the same requests: what is on the queue isn't added twice.
+
+        Args:
+            client: an open client of the lender; it sends nothing.
+            requests: read on demand.
+            concurrency: the maximum number of concurrent requests to Temporal.
+
+        Raises:
+            ConfigurationError: Temporal rejects the request, or the journal needs a namespace.
+            JournalError: the journal can't be read or written.
+        """
+        counts = dict.fromkeys(("started", "pending", "recorded"), 0)
+        context = client.relay.call_context()
+        reader = RequestReader(requests, RelayCreateRequest, None)
+
+        async def submit_each() -> None:
+            while (request := await reader.read_next()) is not None:
+                with contextlib.suppress(LostRaceError):
+                    counts[await self._submit_one(request, context)] += 1
+                    continue
+                # The journal had assumed that the pair is new. Now it looks the pair up.
+                counts[await self._submit_one(request, context)] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(submit_each())
+        return Submitted(**counts)
+
+    async def _submit_one(self, request: RelayCreateRequest, context: CallContext) -> str:
+        recorder = await self.acquire_recorder(request, context)
+        try:
+            if recorder.recorded_outcome is not None:
+                return "recorded"
+            await recorder.record_outcome(None)  # so that `follow` finds the pair in the journal
+            _, _, is_new = await self.start(self._task(CREATE, request, recorder), 0)
+            return "started" if is_new else "pending"
+        finally:
+            recorder.release()
+
+    def follow(self, client: RelayClient, **options: Any) -> Batch[Outcome, CreationResult]:
+        """Return a batch of the creations that were submitted: it waits for them, and has their outcomes.
+
+        It can be left with `abandon`, and called again in another process. It reads the requests from
+        Temporal, which deletes them some time after they have ended (the retention of the namespace). After
+        that, only the journal has their outcomes.
+
+        Args:
+            client: an open client of the lender; it sends nothing.
+            options: as of `create_many`.
+        """
+        return client.relay.create_many(self._read_requests(), task_queue=self, **options)
+
+    async def _read_requests(self) -> AsyncIterator[RelayCreateRequest]:
+        async for pair in self._journal.pair_ids(self.run):
+            handle = self._handle(CREATE_ACTIVITY, pair, 0)
+            description = await retry_transient(handle.describe, include_input=True)
+            if description is not None and (payloads := await description.input()):
+                request: Any = Task.from_payload(CREATE_ACTIVITY, payloads[0]).request
+                yield request
+
+    async def cancel(self) -> int:
+        """Take the creations of the run off the queue, and return their number.
+
+        Calls that a worker has begun are not interrupted. A process that follows the run adds the others
+        again: so stop it first.
+        """
+        count = 0
+        async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted",)):
+            for repetition in itertools.count():
+                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
+                description = await retry_transient(handle.describe)
+                if description is None:
+                    break
+                if description.status is ActivityExecutionStatus.RUNNING:
+                    await retry_transient(handle.cancel)
+                    count += 1
+        return count
+
+    # ------------------------------------------------------------------------------------- activities
+
+    async def start(self, task: Task, first: int) -> tuple[ActivityHandle[Any], int, bool]:
+        """Start the activity of a task, unless it is pending already.
+
+        Args:
+            task: the task.
+            first: the number of the first repetition that may be pending.
+
+        Returns:
+            The activity, the number of its repetition, and whether it was started now.
+
+        Raises:
+            ConfigurationError: Temporal rejects the activity.
+        """
+        for repetition in itertools.count(first):
+            try:
+                handle = await retry_transient(self._start, task, repetition)
+            except ActivityAlreadyStartedError:
+                handle = self._handle(task.activity, task.name, repetition)
+                description = await retry_transient(handle.describe)
+                if description is None or description.status is not ActivityExecutionStatus.RUNNING:
+                    continue  # it has ended, and the journal permits another attempt
+                return handle, repetition, False
+            if handle is None:
+                raise ConfigurationError("Temporal has no such namespace")
+            return handle, repetition, True
+        raise AssertionError  # pragma: no cover  # the numbers don't end
+
+    async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:
+        return await self._temporal.start_activity(
+            task.activity,
+            task.to_payload(),
+            id=self._activity_id(task.activity, task.name, repetition),
+            task_queue=self._name,
+            result_type=dict,
+            start_to_close_timeout=timedelta(seconds=self._start_to_close),
+            id_reuse_policy=ActivityIDReusePolicy.REJECT_DUPLICATE,
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            search_attributes=self._search_attributes,
+        )
+
+    def _handle(self, activity: str, name: str, repetition: int) -> ActivityHandle[Any]:
+        activity_id = self._activity_id(activity, name, repetition)
+        return self._temporal.get_activity_handle(activity_id, result_type=dict)
+
+    def _activity_id(self, activity: str, name: str, repetition: int) -> str:
+        return self._journal.keyed_hash(activity, self.run, name, str(repetition))
+
+
+@define(eq=False, repr=False)
+class _QueuedCall:
+    """One call of a batch on the queue.
+
+    Attributes:
+        queue: the queue.
+        task: the task for the worker.
+        request: the request.
+        gate: the call as the batch sees it.
+    """
+
+    queue: TaskQueue
+    task: Task
+    request: Any
+    gate: TrackedCall[Any]
+    _handle: ActivityHandle[Any] | None = field(default=None, init=False)
+    _stopped: bool = field(default=False, init=False)
+
+    async def run(self) -> RelayCreateResponse | RelayRemoveResponse:
+        """Start activities until one has made the call, and return the response."""
+        repetition, wait = 0, _BACKOFF_SECONDS[0]
+        now = asyncio.get_running_loop().time
+        decline_deadline = math.inf
+        while True:
+            self._handle, repetition, _ = await self.queue.start(self.task, repetition)
+            if self._stopped:
+                await self._cancel_activity()
+            report = await self._wait()
+            if report is not None and not (_is_declined(report) and now() < decline_deadline):
+                return await self._response(report)
+            if report is None and (response := await self._recorded_response()) is not None:
+                return response
+            if self._stopped:
+                self.gate.phase = Phase.WAITING
+                raise AttemptForbiddenError
+            # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
+            if report is not None:
+                decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _BACKOFF_SECONDS[1])
+            repetition += 1
+
+    async def stop(self) -> None:
+        """Take the call off the queue, unless a worker has begun it."""
+        self._stopped = True
+        self.gate.phase = Phase.IN_FLIGHT
+        await self._cancel_activity()
+
+    async def _cancel_activity(self) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(ConfigurationError):  # then the call is waited for
+                await retry_transient(self._handle.cancel)
+
+    async def _wait(self) -> Report | None:
+        """Return the report, once the activity has ended; `None` if it has none."""
+        handle: Any = self._handle
+        try:
+            payload = await retry_transient(handle.result)
+        except ConfigurationError as error:
+            raise _unreadable_error(error) from error
+        except ActivityFailureError as error:
+            cause = error.cause
+            if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
+                raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
+            _logger.info("an activity ended without a report: %s", type(cause).__name__)
+            return None
+        return None if payload is None else Report.from_payload(payload)
+
+    async def _recorded_response(self) -> RelayCreateResponse | None:
+        """Return the response that the journal has for a creation, or raise the recorded error.
+
+        Return `None` if no attempt can have been executed. A removal may be repeated in any case.
+        """
+        if self.task.activity != CREATE_ACTIVITY:
+            return None
+        recorder: Any = self.gate.recorder
+        try:
+            outcome = await recorder.recorder.read_outcome(self.request)
+        except (ConfigurationError, JournalError) as error:
+            self.gate.sending.stop_with_error(error)
+            raise _unreadable_error(error) from error
+        if outcome is None:
+            return None
+        self.gate.attempts = outcome.attempts
+        if isinstance(outcome, Created):
+            return outcome.response
+        raise outcome.error
+
+    async def _response(self, report: Report) -> RelayCreateResponse | RelayRemoveResponse:
+        recorder: Any = self.gate.recorder
+        recorder.journalled = report.journalled
+        self.gate.attempts = report.attempts
+        if not report.succeeded:
+            raise report.to_error()
+        if self.task.activity != CREATE_ACTIVITY:
+            return RelayRemoveResponse(removed=True, request_id=report.request_id, inferred=report.inferred)
+        if report.relay_token is not None:
+            return RelayCreateResponse(report.relay_token, report.request_id)
+        response = await self._recorded_response()
+        self.gate.attempts = report.attempts
+        if response is None:
+            raise OutcomeUnknownError("the worker has recorded a token, and the journal doesn't have it")
+        return response
+
+
+def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:
+    """Return the error of a call that may have been made, and whose outcome can't be read."""
+    return OutcomeUnknownError(
+        f"the outcome of a call on a task queue can't be read: {error.args[0]}",
+        sent=None,
+        advice="Fix the cause and run again: the journal has the outcome, or will have it.",
+    )
+
+
+def _is_declined(report: Report) -> bool:
+    """Return whether a rate limit has kept a worker from making the call."""
+    return report.error is not None and isinstance(report.to_error(), RateLimitError | WaitTooLongError)
+
+
+async def retry_transient(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Make a request to Temporal until the server responds, and return the response.
+
+    Return `None` if the server doesn't have what is requested.
+
+    Raises:
+        ConfigurationError: Temporal rejects the request.
+    """
+    wait = _BACKOFF_SECONDS[0]
+    while True:
+        try:
+            return await request(*args, **kwargs)
+        except RPCError as error:
+            status = error.status
+        if status is RPCStatusCode.NOT_FOUND:
+            return None
+        if status not in _TRANSIENT:
+            # The server's text isn't shown, because it may quote the request.
+            problem = status.name.lower().replace("_", " ")
+            raise ConfigurationError(f"Temporal has rejected a request: {problem}")
+        _logger.info("Temporal didn't respond (%s); trying again in %.1f s", status.name, wait)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, _BACKOFF_SECONDS[1])

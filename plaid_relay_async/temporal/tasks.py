@@ -1,0 +1,146 @@
+"""What a task queue and its workers exchange: the task of a call, and the report of how the call ended.
+
+Both are JSON objects, which the data converter encrypts. A report has no token, unless the journal couldn't
+record it: the process that receives the report reads the token from the journal.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from attrs import asdict, field, fields, frozen
+
+from plaid_relay_async import codec, errors
+from plaid_relay_async.batch import CREATE, REMOVE, BatchOperation
+from plaid_relay_async.errors import ConfigurationError, PlaidRelayError
+from plaid_relay_async.journal.journal import JournalSettings
+from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
+from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
+from plaid_relay_async.redaction import Hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The activity types, which Temporal's own tools show.
+CREATE_ACTIVITY: Final = "plaid_relay.create"
+REMOVE_ACTIVITY: Final = "plaid_relay.remove"
+_VERSION: Final = 1
+_OPERATIONS: Final[dict[str, BatchOperation[Any, Any]]] = {CREATE_ACTIVITY: CREATE, REMOVE_ACTIVITY: REMOVE}
+_REQUEST_FIELDS: Final = {
+    RelayCreateRequest: ("report_tokens", "secondary_client_id", "webhook"),
+    RelayRemoveRequest: ("relay_token",),
+}
+
+
+def activity_of(operation: BatchOperation[Any, Any]) -> str:
+    """Return the activity type of an operation."""
+    return next(name for name, each in _OPERATIONS.items() if each is operation)
+
+
+@frozen
+class Task:
+    """One call for a worker.
+
+    Attributes:
+        activity: the activity type.
+        request: the request of the call.
+        name: the digest that names the pair, or the relay token to remove. A worker with another journal, or
+            with the credentials of another lender, computes another digest.
+        settings: the run, and the settings of the journal for it.
+    """
+
+    activity: str
+    request: RelayCreateRequest | RelayRemoveRequest
+    name: str
+    settings: JournalSettings
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return the task as a JSON object."""
+        return {
+            "version": _VERSION,
+            # As text, because a number in it may be a Decimal.
+            "request": codec.encode_request(self.request, Hidden({})).decode(),
+            "name": self.name,
+            "settings": asdict(self.settings),
+        }
+
+    @classmethod
+    def from_payload(cls, activity: str, payload: Mapping[str, Any]) -> Self:
+        """Return the task of a JSON object.
+
+        Raises:
+            ConfigurationError: another release wrote it in a form that this one doesn't know.
+        """
+        if payload.get("version") != _VERSION:
+            raise ConfigurationError(
+                f"another release of this package wrote the task (version {payload.get('version')!r})",
+                advice="Run the same release on the workers and where the runs are started.",
+            )
+        request_type = _OPERATIONS[activity].endpoint.request_type
+        body = json.loads(payload["request"], parse_float=Decimal)
+        known = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
+        request = request_type(**known, extra=body or None)
+        return cls(activity, request, payload["name"], JournalSettings(**payload["settings"]))
+
+
+@frozen
+class Report:
+    """How the call of a task ended.
+
+    Attributes:
+        succeeded: whether a token was created, or removed.
+        attempts: the number of attempts.
+        request_id: Plaid's request ID, if a response had one.
+        journalled: whether the journal has the outcome.
+        inferred: of a removal: whether it is inferred; see `RelayRemoveResponse`.
+        error: the class, the message and the attributes of the error, if the call didn't succeed.
+        relay_token: the created token, if the journal doesn't have it.
+    """
+
+    succeeded: bool
+    attempts: int
+    request_id: str | None
+    journalled: bool
+    inferred: bool = False
+    error: tuple[str, str, dict[str, Any]] | None = None
+    relay_token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, outcome: Created | Removed | Failed | Unknown) -> Self:
+        """Return the report of an outcome."""
+        common: dict[str, Any] = {
+            "succeeded": not isinstance(outcome, Failed | Unknown),
+            "attempts": outcome.attempts,
+            "request_id": outcome.request_id,
+            "journalled": outcome.journalled,
+        }
+        if isinstance(outcome, Created):
+            return cls(**common, relay_token=None if outcome.journalled else outcome.relay_token)
+        if isinstance(outcome, Removed):
+            return cls(**common, inferred=outcome.response.inferred)
+        attributes = {
+            name: value
+            for name, value in vars(outcome.error).items()
+            if isinstance(value, str | int | float | None)
+        }
+        return cls(**common, error=(type(outcome.error).__name__, str(outcome.error.args[0]), attributes))
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Self:
+        """Return the report of a JSON object; fields that a later release has added are ignored."""
+        known = {each.name: payload[each.name] for each in fields(cls) if each.name in payload}
+        return cls(**known)
+
+    def to_error(self) -> PlaidRelayError:
+        """Return the error of a call that didn't succeed."""
+        assert self.error is not None  # noqa: S101  # only a call that succeeded has none
+        name, message, attributes = self.error
+        error_class: type[PlaidRelayError] = getattr(errors, name, PlaidRelayError)
+        known = {name: value for name, value in attributes.items() if hasattr(error_class, name)}
+        return error_class(message, **known)

@@ -20,6 +20,8 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 ISOLATED = ("python", "-I")
 # In Python's development mode, asyncio runs more checks, and tests take three to four times as long.
 DEVELOPMENT = (*ISOLATED, "-X", "dev")
+# Only the session `temporal` installs the extra that these files need.
+TEMPORAL_FILES = "*/plaid_relay_async/temporal/*,*/plaid_relay_async/cli/temporal.py"
 BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal", "webhooks", "telemetry")
 
 
@@ -58,7 +60,7 @@ def run_tests_on_wheel(session: nox.Session) -> None:
     session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *arguments)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
-        session.run("coverage", "report")
+        session.run("coverage", "report", f"--omit={TEMPORAL_FILES}")
 
 
 @nox.session
@@ -66,6 +68,17 @@ def tests(session: nox.Session) -> None:
     """Run all tests against the wheel, and require 100 % coverage, including branches."""
     session.install(".[all]", *group("tests"))
     run_tests_on_wheel(session)
+
+
+@nox.session
+def temporal(session: nox.Session) -> None:
+    """Run the tests on a Temporal server, and require 100 % coverage of what only they use."""
+    session.install(".[all,temporal]", *group("temporal"))
+    session.run("coverage", "erase")
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ["tests/temporal"]))
+    session.run("coverage", "combine", "--quiet")
+    if not session.posargs:
+        session.run("coverage", "report", f"--include={TEMPORAL_FILES}")
 
 
 @nox.session
@@ -117,7 +130,8 @@ def pythons(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run all tests with the oldest releases that pyproject.toml allows."""
     # These tests need a newer pytest than the extra `testing`; `slow` tests the plugin with the oldest one.
-    extras = {**PYPROJECT["project"]["optional-dependencies"], "testing": []}
+    # The extra `temporal` has its own session.
+    extras = {**PYPROJECT["project"]["optional-dependencies"], "testing": [], "temporal": []}
     lines = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
     external = [line for line in lines if not line.startswith("plaid_relay_async")]
     session.install(".[all]", *group("tests"), *(line.replace(">=", "==") for line in external))
@@ -219,7 +233,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types with mypy and pyright."""
-    session.install(".[all]", *group("typing"))
+    session.install(".[all,temporal]", *group("typing"))
     session.run("mypy")
     session.run("pyright")
     session.run("mypy", "--strict", "tests/typing_public_api.py")

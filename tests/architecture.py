@@ -74,6 +74,7 @@ MAP = {
         ),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
+    "temporal": AllowedImports((*CORE, "client", "journal"), ("attrs", "temporalio")),
     "inbox": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
     ),
@@ -101,8 +102,11 @@ MAP = {
         ("aiohttp", "attrs", "cattrs", "opentelemetry", "prometheus_client"),
     ),
     "cli": AllowedImports(
-        (*CORE, "webhooks", "client", "limits", "journal", "inbox", "simulator", "gateway", "__init__"),
-        ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich"),
+        (
+            *(*CORE, "webhooks", "client", "limits", "journal", "temporal", "inbox", "simulator", "gateway"),
+            "__init__",
+        ),
+        ("aiohttp", "attrs", "cyclopts", "platformdirs", "rich", "temporalio"),
     ),
     "__init__": AllowedImports((*CORE, "client")),
 }
@@ -131,8 +135,10 @@ LAZY_MODULES = (
     "opentelemetry",
     "prometheus_client",
     "platformdirs",
+    "temporalio",
     f"{PACKAGE}.limits",
     f"{PACKAGE}.journal",
+    f"{PACKAGE}.temporal",
     f"{PACKAGE}.inbox",
     f"{PACKAGE}.simulator",
     f"{PACKAGE}.cli",

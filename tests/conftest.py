@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
-# Plaid's client, Schemathesis and the browser are installed only in the nox sessions that test with them.
+# Plaid's client, Schemathesis, the browser and Temporal's client are installed only in the nox sessions that test with them.
 collect_ignore = [
     "plaid_python",
     "testing/projects",  # test_projects.py runs their tests
     *([] if find_spec("schemathesis") else ["openapi"]),
     *([] if find_spec("playwright") else ["browser"]),
+    *([] if find_spec("temporalio") else ["temporal"]),
 ]
 
 

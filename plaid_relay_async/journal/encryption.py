@@ -6,6 +6,7 @@ encrypted in the same way. So rotating the caller's keys doesn't change the name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -13,7 +14,7 @@ from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.fernet import Fernet, InvalidToken
 
 from plaid_relay_async import private_files
 from plaid_relay_async.errors import ConfigurationError
@@ -42,16 +43,15 @@ class Keyring:
     def __init__(self, keys: Sequence[str | bytes], store: str = "journal") -> None:
         self._store = store
         self._fernets = [_parse_key(key) for key in keys]
-        self._multi_fernet = MultiFernet(self._fernets) if self._fernets else None
 
     def __bool__(self) -> bool:
         """Whether there is a key."""
-        return self._multi_fernet is not None
+        return bool(self._fernets)
 
     def encrypt(self, secret: str) -> str:
         """Return the secret as it is stored."""
-        if self._multi_fernet is not None:
-            return self._multi_fernet.encrypt(secret.encode(*_UTF8)).decode()
+        if self:
+            return self.encrypt_bytes(secret.encode(*_UTF8)).decode()
         if secret.isprintable():
             # The prefixes can't begin a Fernet token, so a stored secret shows how it is stored.
             return _PLAIN_PREFIX + secret
@@ -69,15 +69,24 @@ class Keyring:
             return stored.removeprefix(_PLAIN_PREFIX)
         if stored.startswith(_BASE64_PREFIX):
             return b64decode(stored.removeprefix(_BASE64_PREFIX)).decode(*_UTF8)
-        if self._multi_fernet is None:
+        if not self:
             raise ConfigurationError(
                 f"the {self._store} is encrypted: pass its key as key= or {_KEY_VARIABLE}"
             )
-        try:
-            return self._multi_fernet.decrypt(stored).decode(*_UTF8)
-        except InvalidToken:
-            pass
-        raise ConfigurationError(f"the key (key= or {_KEY_VARIABLE}) doesn't match this {self._store}")
+        if (secret := self.decrypt_bytes(stored.encode(*_UTF8))) is None:
+            raise ConfigurationError(f"the key (key= or {_KEY_VARIABLE}) doesn't match this {self._store}")
+        return secret.decode(*_UTF8)
+
+    def encrypt_bytes(self, secret: bytes) -> bytes:
+        """Return a secret encrypted with the first key; there must be one."""
+        return self._fernets[0].encrypt(secret)
+
+    def decrypt_bytes(self, encrypted: bytes) -> bytes | None:
+        """Return a secret from its encrypted form, or `None` if no key decrypts it."""
+        for fernet in self._fernets:
+            with contextlib.suppress(InvalidToken):
+                return fernet.decrypt(encrypted)
+        return None
 
     @staticmethod
     def is_unencrypted(stored: str) -> bool:
@@ -96,17 +105,20 @@ class Keyring:
 
 
 @strip_traceback
-def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None, store: str = "journal") -> Keyring:
+def load_keyring(
+    keys: str | bytes | Sequence[str | bytes] | Path | None, store: str = "journal", *, required: bool = False
+) -> Keyring:
     """Return a keyring from an argument, a file, or PLAID_RELAY_KEY.
 
     Args:
         keys: one or several Fernet keys, separated by commas or whitespace in a string, or the path of a file
             that contains them; `None` for PLAID_RELAY_KEY.
         store: the word for what is encrypted.
+        required: whether to raise an error, instead of logging a warning, if there is no key.
 
     Raises:
-        ConfigurationError: a key is invalid, the argument contains no key, or the file can't be read, or
-            other users may read it.
+        ConfigurationError: a key is invalid, the argument contains no key, a required key is missing, or the
+            file can't be read, or other users may read it.
     """
     if keys is None:
         keyring = Keyring(_split_keys(os.environ.get(_KEY_VARIABLE, "")), store)
@@ -116,6 +128,10 @@ def load_keyring(keys: str | bytes | Sequence[str | bytes] | Path | None, store:
         raise ConfigurationError(f"key= contains no key: omit it to use {_KEY_VARIABLE}")
     else:
         keyring = Keyring(key_list, store)
+    if required and not keyring:
+        raise ConfigurationError(
+            f"the {store} needs a key (key= or {_KEY_VARIABLE}): without one, its tokens would be unencrypted"
+        )
     if not keyring:
         _logger.warning("the %s has no key (key= or %s): it is stored unencrypted", store, _KEY_VARIABLE)
     return keyring

@@ -1,0 +1,83 @@
+"""Encryption of what a run stores at the Temporal server: inputs, results, failures and summaries.
+
+The keys are those of the journal. Identifiers, search attributes, headers, the class names of failures, and the
+reasons of cancellations are stored unencrypted, so they must contain no token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+
+from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.journal.encryption import Keyring, load_keyring
+from plaid_relay_async.redaction import strip_traceback
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_ENCODING: Final = b"binary/plaid-relay-v1"
+
+
+def data_converter(key: str | bytes | Sequence[str | bytes] | Path | None = None) -> DataConverter:
+    """Create the data converter of a Temporal client, which encrypts all payloads.
+
+    All processes of a run need the same keys. To rotate them, first add the new key to each process as its
+    last key, and then make it the first key. Payloads under an old key can be read as long as that key is listed.
+
+    Args:
+        key: a Fernet key, several keys, or the `Path` of a file (0600) that contains them, as for a
+            `Journal`; by default PLAID_RELAY_KEY. The first key encrypts, and each decrypts.
+
+    Raises:
+        ConfigurationError: there is no key, or a key is invalid.
+    """
+    keyring = load_keyring(key, "run on Temporal", required=True)
+    # By default, the text and the traceback of a failure are stored outside of its payloads.
+    return DataConverter(
+        payload_codec=_EncryptingCodec(keyring),
+        failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+    )
+
+
+@frozen
+class _EncryptingCodec(PayloadCodec):
+    """Encrypts whole payloads, with their metadata, and accepts no payload that isn't encrypted."""
+
+    keyring: Keyring
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Return encrypted payloads."""
+        # A payload has a few hundred bytes, so a thread would cost more time than the encryption.
+        return [self._encrypt(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Return decrypted payloads.
+
+        Raises:
+            ConfigurationError: a payload isn't encrypted, or no key decrypts it.
+        """
+        return [self._decrypt(payload) for payload in payloads]
+
+    def _encrypt(self, payload: Payload) -> Payload:
+        encrypted = self.keyring.encrypt_bytes(payload.SerializeToString())
+        return Payload(metadata={"encoding": _ENCODING}, data=encrypted)
+
+    @strip_traceback
+    def _decrypt(self, payload: Payload) -> Payload:
+        # An unencrypted payload could come from anyone who can reach the server.
+        if payload.metadata.get("encoding") != _ENCODING:
+            raise ConfigurationError(
+                "a payload at the Temporal server wasn't encrypted by this package, or by a newer release: "
+                "each Temporal client of a run needs plaid_relay_async.temporal.data_converter()"
+            )
+        if (decrypted := self.keyring.decrypt_bytes(payload.data)) is None:
+            raise ConfigurationError(
+                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server: all processes of "
+                "a run need the same keys, and after a rotation also the old key, after the new one"
+            )
+        return Payload.FromString(decrypted)

@@ -1,0 +1,49 @@
+"""Fixtures for the tests on Temporal: a server, a client with encrypted payloads, and a journal in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from journal_support import KEY
+from temporal_server import TemporalServer
+from temporalio.client import Client
+
+from plaid_relay_async.temporal import data_converter
+
+
+@pytest.fixture(scope="session")
+def temporal_server():
+    """A Temporal server that all tests share; a test that stops it starts it again."""
+    server = TemporalServer()
+    with ThreadPoolExecutor(1) as thread:  # pytest may already run an event loop in the main thread
+        try:
+            thread.submit(lambda: asyncio.run(server.start())).result()
+            yield server
+        finally:
+            thread.submit(lambda: asyncio.run(server.remove())).result()
+
+
+@pytest.fixture
+async def temporal_client(temporal_server):
+    return await Client.connect(temporal_server.address, data_converter=data_converter(KEY))
+
+
+@pytest.fixture
+def task_queue():
+    """The name of a task queue that no other test uses."""
+    return f"queue-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+async def journal_url(postgres):
+    """The URL of a journal in an empty PostgreSQL database."""
+    await postgres.reset()
+    return postgres.url
+
+
+@pytest.fixture
+def report(plaid):
+    return plaid.add_report()

@@ -1,7 +1,7 @@
 """Encryption of what a run stores at the Temporal server: inputs, results, failures and summaries.
 
-The keys are those of the journal. Identifiers, search attributes, headers, the class names of failures, and the
-reasons of cancellations are stored unencrypted, so they must contain no token.
+The keys are those of the journal. Identifiers, search attributes, headers, the class names of failures, and
+the reasons of cancellations are stored unencrypted, so they must contain no token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def data_converter(key: str | bytes | Sequence[str | bytes] | Path | None = None
     """Create the data converter of a Temporal client, which encrypts all payloads.
 
     All processes of a run need the same keys. To rotate them, first add the new key to each process as its
-    last key, and then make it the first key. Payloads under an old key can be read as long as that key is listed.
+    last key, and then make it the first one. Payloads under an old key can be read while that key is listed.
 
     Args:
         key: a Fernet key, several keys, or the `Path` of a file (0600) that contains them, as for a
@@ -77,7 +77,7 @@ class _EncryptingCodec(PayloadCodec):
             )
         if (decrypted := self.keyring.decrypt_bytes(payload.data)) is None:
             raise ConfigurationError(
-                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server: all processes of "
-                "a run need the same keys, and after a rotation also the old key, after the new one"
+                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server: all processes "
+                "of a run need the same keys, and after a rotation also the old key, after the new one"
             )
         return Payload.FromString(decrypted)

@@ -74,7 +74,7 @@ MAP = {
         ),
         ("attrs", "cryptography", "filelock", "psycopg", "sqlalchemy"),
     ),
-    "temporal": AllowedImports((*CORE, "client", "journal"), ("attrs", "temporalio")),
+    "temporal": AllowedImports((*CORE, "client", "journal"), ("attrs", "sqlalchemy", "temporalio")),
     "inbox": AllowedImports(
         (*GROUND_FLOOR, "cancellation", "config", "journal", "webhooks"), ("attrs", "sqlalchemy")
     ),

@@ -72,12 +72,14 @@ class _EncryptingCodec(PayloadCodec):
         # An unencrypted payload could come from anyone who can reach the server.
         if payload.metadata.get("encoding") != _ENCODING:
             raise ConfigurationError(
-                "a payload at the Temporal server wasn't encrypted by this package, or by a newer release: "
-                "each Temporal client of a run needs plaid_relay_async.temporal.data_converter()"
+                "a payload at the Temporal server isn't encrypted in the form that this release knows",
+                advice="Connect each Temporal client of a run with temporal.data_converter(), and run the "
+                "same release everywhere.",
             )
         if (decrypted := self.keyring.decrypt_bytes(payload.data)) is None:
             raise ConfigurationError(
-                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server: all processes "
-                "of a run need the same keys, and after a rotation also the old key, after the new one"
+                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server",
+                advice="Use the same keys in all processes of a run, and after a rotation also the old key, "
+                "after the new one.",
             )
         return Payload.FromString(decrypted)

@@ -352,6 +352,31 @@ async def test_an_exception_handler_receives_a_lost_token(plaid, client):
     assert plaid.ledger[0]["relay_token"] not in repr(context)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_an_exception_handler_that_ends_the_process(error):
+    """The call is cancelled before the event loop ends with what the handler raised."""
+    cancelled = []
+
+    def handler(_loop, _context):
+        raise error
+
+    async def program():
+        asyncio.get_running_loop().set_exception_handler(handler)
+        fault = Fault(path=CREATE, when="after", latency=0.1)
+        async with (
+            Simulator(reports=[REPORT_TOKEN], faults=[fault]) as plaid,
+            RelayClient(OWNER, base_url=plaid.url) as client,
+        ):
+            task = asyncio.ensure_future(client.relay.create([REPORT_TOKEN], "partner"))
+            task.add_done_callback(lambda task: cancelled.append(task.cancelled()))
+            await act_once_sent(plaid, CREATE, task.cancel)
+            await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(program())
+    assert cancelled == [True]
+
+
 LOSING_PROGRAM = """
 import asyncio
 from plaid_relay_async import Credentials, RelayClient

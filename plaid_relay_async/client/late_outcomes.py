@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
@@ -90,8 +89,9 @@ def _report_lost(observed: ObservedCall, outcome: LateOutcome, remark: str) -> N
     }
     observed.log(logging.WARNING, "late_outcome", **fields)
     if observed.group.operation in _TOKEN_ISSUING and not isinstance(outcome, Failed | Unknown):
+        message = f"a token was lost: {observed.message_of('late_outcome', **fields)}"
+        try:
+            asyncio.get_running_loop().call_exception_handler({"message": message})
         # A handler of the program may raise, and must not replace the cancellation.
-        with contextlib.suppress(Exception):
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"a token was lost: {observed.message_of('late_outcome', **fields)}"}
-            )
+        except BaseException as error:  # noqa: BLE001  # any error of the program's code
+            telemetry.contain(error)

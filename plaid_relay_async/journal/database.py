@@ -401,7 +401,7 @@ def _set_up_sqlite(connection: Connection, path: Path, store: Store) -> Connecti
             )
         check_files(path)
         for name, value in _PRAGMAS.items():
-            connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
+            _set_pragma(connection, name, value)
             # SQLite reports no error if it can't apply a setting, as on a file system without shared memory.
             actual = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             if actual != value:  # pragma: no cover  # in a greenlet, which coverage can't always follow
@@ -414,6 +414,26 @@ def _set_up_sqlite(connection: Connection, path: Path, store: Store) -> Connecti
         connection.close()
         raise
     return connection
+
+
+def _set_pragma(connection: Connection, name: str, value: object) -> None:
+    """Apply a setting of SQLite, and wait for other connections as long as for any lock.
+
+    SQLite itself doesn't wait for a writer when it changes the journal mode: by then, it has locked the file
+    for reading, and two connections that have both done so would wait for each other.
+    """
+    deadline = time.monotonic() + connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() / 1000
+    while True:
+        try:
+            connection.exec_driver_sql(f"PRAGMA {name}={value}").close()
+        except OperationalError as error:
+            is_locked = str(getattr(error.orig, "sqlite_errorname", None)).startswith("SQLITE_BUSY")
+            if not is_locked or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # waits for the writer
+        connection.rollback()
 
 
 class Database:

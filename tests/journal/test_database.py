@@ -90,6 +90,49 @@ async def test_a_file_that_cannot_be_written(plaid, client, report, tmp_path, ad
     assert not plaid.requests
 
 
+@pytest.fixture
+def file_without_wal(tmp_path):
+    """Create a database that has no write-ahead log, and yield its path and a connection to it."""
+    path = tmp_path / "relay.db"
+    path.touch(mode=0o600)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE another (id INTEGER)")
+        yield path, other
+
+
+async def test_opening_waits_for_another_writer(file_without_wal):
+    """A file is opened after another process has written to it, also if it has no write-ahead log yet."""
+    path, other = file_without_wal
+    other.execute("BEGIN IMMEDIATE")
+    journal = Journal(path, key=KEY)
+    opening = asyncio.ensure_future(journal.open())
+    done, _ = await asyncio.wait([opening], timeout=0.3)
+    other.execute("COMMIT")
+    await opening
+    await journal.close()
+    assert not done
+
+
+@pytest.mark.parametrize(
+    "lock", [["BEGIN IMMEDIATE"], ["BEGIN", "SELECT id FROM another"]], ids=["writer", "reader"]
+)
+async def test_a_file_without_wal_that_stays_locked(file_without_wal, lock):
+    """A file can't get a write-ahead log while others use it: after the time limit of locks, it is an error."""
+    path, other = file_without_wal
+    for statement in lock:
+        other.execute(statement).fetchall()
+    with pytest.raises(JournalError, match="database is locked"):
+        await Journal(f"sqlite:///{path}?timeout=0.2", key=KEY).open()
+
+
+async def test_a_read_only_file_without_wal(file_without_wal):
+    """It can't get a write-ahead log, which is an error immediately."""
+    path, _ = file_without_wal
+    async with engine_for_uri(path, f"{path.as_uri()}?mode=ro") as engine:
+        with pytest.raises(JournalError, match="readonly database"):
+            await Journal(engine, key=KEY).open()
+
+
 async def test_a_file_that_is_locked_during_a_batch(plaid, client, report, tmp_path):
     """The batch stops, nothing is sent without a recorded intent, and received outcomes are returned."""
     path = tmp_path / "relay.db"

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
 
-# Plaid's client, Schemathesis, the browser and Temporal's client are installed only in the nox sessions that test with them.
+# Plaid's client, Schemathesis, the browser and Temporal's client are installed only in the nox sessions that
+# test with them.
 collect_ignore = [
     "plaid_python",
     "testing/projects",  # test_projects.py runs their tests

@@ -309,8 +309,8 @@ class Relay(OperationGroup):
         if task_queue is not None:
             if journal is not None or options.get("timeout") or options.get("retry"):
                 raise ConfigurationError(
-                    "task_queue= has a journal, and its workers have their own timeout and retry policy: omit "
-                    "journal=, timeout= and retry="
+                    "task_queue= has a journal, and its workers have their own timeout and retry policy: "
+                    "omit journal=, timeout= and retry="
                 )
             options = {"concurrency": _QUEUED_CALLS, **options}
         if unknown := options.keys() - BatchOptions.__annotations__.keys():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from temporalio.client import Client
+
 _ENCODING: Final = b"binary/plaid-relay-v1"
 
 
@@ -42,6 +44,23 @@ def data_converter(key: str | bytes | Sequence[str | bytes] | Path | None = None
         payload_codec=_EncryptingCodec(keyring),
         failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
     )
+
+
+def check_encryption(temporal: Client) -> None:
+    """Check that a client of Temporal has the data converter of `data_converter`.
+
+    Raises:
+        ConfigurationError: it has another one, with which report tokens could be stored unencrypted.
+    """
+    converter = temporal.data_converter
+    encrypts_failures = issubclass(
+        converter.failure_converter_class, DefaultFailureConverterWithEncodedAttributes
+    )
+    if not isinstance(converter.payload_codec, _EncryptingCodec) or not encrypts_failures:
+        raise ConfigurationError(
+            "the Temporal client doesn't encrypt what it stores at the server",
+            advice="Connect it with data_converter=plaid_relay_async.temporal.data_converter().",
+        )
 
 
 @frozen

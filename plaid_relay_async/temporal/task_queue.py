@@ -28,7 +28,7 @@ from temporalio.common import (
 from temporalio.exceptions import ActivityAlreadyStartedError, ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from plaid_relay_async.batch import CREATE, AttemptForbiddenError, LostRaceError, Phase
+from plaid_relay_async.batch import CREATE, AttemptForbiddenError, LostRaceError, Phase, TrackedCall
 from plaid_relay_async.batch.input import RequestReader
 from plaid_relay_async.config import check_seconds
 from plaid_relay_async.errors import (
@@ -41,6 +41,7 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created
+from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from temporalio.client import Client
 
-    from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult, TrackedCall
+    from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult
     from plaid_relay_async.client import RelayClient
     from plaid_relay_async.journal import Journal
     from plaid_relay_async.outcomes import Outcome
@@ -164,6 +165,7 @@ class TaskQueue:
                 "the name of a task queue must be a non-empty string of printable characters"
             )
         check_seconds("start_to_close", start_to_close)
+        check_encryption(temporal)
         if journal.path is not None:
             raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
         self._temporal = temporal
@@ -337,16 +339,25 @@ class TaskQueue:
         raise AssertionError  # pragma: no cover  # the numbers don't end
 
     async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:
-        return await self._temporal.start_activity(
-            task.activity,
-            task.to_payload(),
-            id=self._activity_id(task.activity, task.name, repetition),
-            task_queue=self._name,
-            result_type=dict,
-            start_to_close_timeout=timedelta(seconds=self._start_to_close),
-            id_reuse_policy=ActivityIDReusePolicy.REJECT_DUPLICATE,
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            search_attributes=self._search_attributes,
+        try:
+            return await self._temporal.start_activity(
+                task.activity,
+                task.to_payload(),
+                id=self._activity_id(task.activity, task.name, repetition),
+                task_queue=self._name,
+                result_type=dict,
+                start_to_close_timeout=timedelta(seconds=self._start_to_close),
+                id_reuse_policy=ActivityIDReusePolicy.REJECT_DUPLICATE,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                search_attributes=self._search_attributes,
+            )
+        except RPCError as error:
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT or self._search_attributes is None:
+                raise
+        raise ConfigurationError(
+            "Temporal has rejected a call: invalid argument",
+            advice=f"The server must have the search attribute {RUN_ATTRIBUTE.name}, of the type Keyword: "
+            "create it, or pass search_attribute=False.",
         )
 
     def _handle(self, activity: str, name: str, repetition: int) -> ActivityHandle[Any]:

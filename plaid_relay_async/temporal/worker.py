@@ -17,6 +17,7 @@ from temporalio.worker import Worker as ActivityWorker
 from plaid_relay_async.config import RetryPolicy, check_count
 from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, REMOVE_ACTIVITY, Report, Task
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Worker:
         retry: RetryPolicy | None = None,
     ) -> None:
         check_count("concurrency", concurrency)
+        check_encryption(temporal)
         self._temporal = temporal
         self._task_queue = task_queue
         self._client = client
@@ -162,7 +164,8 @@ class Worker:
     async def run(self) -> None:
         """Make calls until the task is cancelled; then drain.
 
-        A drain accepts no further activity, and waits for the calls in flight. A second cancellation abandons them.
+        A drain accepts no further activity, and waits for the calls in flight. A second cancellation
+        abandons them.
 
         Raises:
             RuntimeError: Temporal rejects the worker.

@@ -19,11 +19,11 @@ from plaid_relay_async.batch.protocols import (
     CallRecorder,
     JournalProtocol,
     LostRaceError,
-    TaskQueueProtocol,
 )
 from plaid_relay_async.batch.results import BatchResult, CreationResult, OutcomeT, Progress, ResultT
 from plaid_relay_async.batch.runner import Batch
 from plaid_relay_async.batch.stopping import Sending
+from plaid_relay_async.batch.task_queue import TaskQueueProtocol
 
 __all__ = [
     "CREATE",

@@ -87,22 +87,31 @@ def temporal(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests marked as slow, which `tests` leaves out."""
     session.install(".[all]", *group("tests"))
-    session.run(*ISOLATED, "-m", "pytest", "-m", "slow", *(session.posargs or parallel_options(session)))
+    # The files with most of these tests take longest, so they are run first.
+    options = session.posargs or [*parallel_options(session), "--loadscope-reorder"]
+    session.run(*ISOLATED, "-m", "pytest", "-m", "slow", *options)
+
+
+@nox.session
+def development(session: nox.Session) -> None:
+    """Run the tests of life cycles in development mode, and those that need `-- --specification PATH`."""
+    session.install(".[all]", *group("tests"))
+    # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.
+    names = ("cancellation", "closing", "deadlines", "exchange", "late_outcomes", "life_cycle", "session")
+    life_cycles = [*test_files(*names, "state_machine"), "tests/transport", "tests/journal/test_closing.py"]
+    specification = [*test_files("specification", "drift", "errors"), "tests/webhooks/test_events.py"]
+    options = (*parallel_options(session, DEVELOPMENT), *session.posargs)
+    session.run(*DEVELOPMENT, "-m", "pytest", *life_cycles, "tests/batch", *specification, *options)
 
 
 @nox.session
 def full_size(session: nox.Session) -> None:
-    """Run sized tests at full size, and life-cycle tests, in development mode."""
+    """Run the tests whose size is set by options with 10,000 partners and 20 rounds, in development mode."""
     session.install(".[all]", *group("tests"))
-    names = ("errors", "end_to_end", "state_machine", "stress")
+    names = ("end_to_end", "state_machine", "stress")
     sized = ["tests/batch/test_runner.py", "tests/batch/test_stopping.py", *test_files(*names)]
-    specification = [*test_files("specification", "drift"), "tests/webhooks/test_events.py"]
-    size = ("--partners", "10000", "--rounds", "20", "--timeout", "900")
-    session.run(*DEVELOPMENT, "-m", "pytest", "-m", "", *sized, *specification, *size, *session.posargs)
-    # asyncio's debug mode is most useful for these tests. It triples their time, so `tests` runs without it.
-    names = ("cancellation", "closing", "deadlines", "exchange", "late_outcomes", "life_cycle", "session")
-    life_cycles = [*test_files(*names), "tests/transport", "tests/journal/test_closing.py"]
-    session.run(*DEVELOPMENT, "-m", "pytest", *life_cycles, *parallel_options(session, DEVELOPMENT))
+    size = ("-m", "", "--partners", "10000", "--rounds", "20", "--timeout", "900")
+    session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or sized))
 
 
 @nox.session
@@ -115,10 +124,11 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """Run the tests in `tests/endurance` at full size; `slow` runs a sample of each."""
+    """Run the long tests at full size; `slow` runs a sample of each."""
     session.install(".[all]", *group("tests"))
     size = ("-m", "", "--endurance", "--timeout", "7200")
-    session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or ["tests/endurance"]))
+    long = ["tests/endurance", "tests/testing/test_projects.py"]
+    session.run(*DEVELOPMENT, "-m", "pytest", *size, *(session.posargs or long))
 
 
 @nox.session(python=PYTHONS)

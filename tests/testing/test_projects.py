@@ -85,6 +85,20 @@ def test_testing_md_names_the_oldest_versions():
 
 # --------------------------------------------------------------------------------------- new environments
 
+PLUGINS = ("pytest", "pytest-asyncio", "anyio")
+# A new environment takes half a minute of a core, so `slow` creates these, and `endurance` all.
+SAMPLE = ("oldest pytest-asyncio", "oldest pytest and anyio")
+
+
+def pytest_generate_tests(metafunc):
+    """By default, choose a sample of the cases and of the plugins; with --endurance, all."""
+    is_complete = metafunc.config.getoption("--endurance")
+    if "case" in metafunc.fixturenames:
+        names = CASES if is_complete else SAMPLE
+        metafunc.parametrize("case", [CASES[name] for name in names], ids=names)
+    if "plugin" in metafunc.fixturenames:
+        metafunc.parametrize("plugin", PLUGINS if is_complete else PLUGINS[:1])
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
@@ -96,17 +110,14 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_a_project_passes_its_own_tests_with_the_wheel(tmp_path, wheel, name):
+def test_a_project_passes_its_own_tests_with_the_wheel(tmp_path, wheel, case):
     """The tests of a project pass in a new environment with the wheel, and without packages that it doesn't need."""
-    case = CASES[name]
     python = new_environment(tmp_path)
     install(python, f"{wheel}{case.extras}", *case.packages)
     run_project(python, tmp_path, case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plugin", ["pytest", "pytest-asyncio", "anyio"])
 def test_a_project_without_the_fixtures_is_not_affected(tmp_path, wheel, plugin):
     """A project without the fixtures has the same tests, warnings, variables and modules after the installation."""
     shutil.copytree(PROJECTS / "unrelated", tmp_path / "unrelated")

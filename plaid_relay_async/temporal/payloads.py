@@ -72,7 +72,13 @@ class _EncryptingCodec(PayloadCodec):
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return encrypted payloads."""
         # A payload has a few hundred bytes, so a thread would cost more time than the encryption.
-        return [self._encrypt(payload) for payload in payloads]
+        return [
+            Payload(
+                metadata={"encoding": _ENCODING},
+                data=self.keyring.encrypt_bytes(payload.SerializeToString()),
+            )
+            for payload in payloads
+        ]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return decrypted payloads.
@@ -80,25 +86,27 @@ class _EncryptingCodec(PayloadCodec):
         Raises:
             ConfigurationError: a payload isn't encrypted, or no key decrypts it.
         """
-        return [self._decrypt(payload) for payload in payloads]
-
-    def _encrypt(self, payload: Payload) -> Payload:
-        encrypted = self.keyring.encrypt_bytes(payload.SerializeToString())
-        return Payload(metadata={"encoding": _ENCODING}, data=encrypted)
+        try:
+            return self._decrypt(payloads)
+        finally:
+            del payloads  # a traceback with locals would show one that isn't encrypted
 
     @strip_traceback
-    def _decrypt(self, payload: Payload) -> Payload:
-        # An unencrypted payload could come from anyone who can reach the server.
-        if payload.metadata.get("encoding") != _ENCODING:
-            raise ConfigurationError(
-                "a payload at the Temporal server isn't encrypted in the form that this release knows",
-                advice="Connect each Temporal client of a run with temporal.data_converter(), and run the "
-                "same release everywhere.",
-            )
-        if (decrypted := self.keyring.decrypt_bytes(payload.data)) is None:
-            raise ConfigurationError(
-                "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server",
-                advice="Use the same keys in all processes of a run, and after a rotation also the old key, "
-                "after the new one.",
-            )
-        return Payload.FromString(decrypted)
+    def _decrypt(self, payloads: Sequence[Payload]) -> list[Payload]:
+        decrypted = []
+        for payload in payloads:
+            # An unencrypted payload could come from anyone who can reach the server.
+            if payload.metadata.get("encoding") != _ENCODING:
+                raise ConfigurationError(
+                    "a payload at the Temporal server isn't encrypted in the form that this release knows",
+                    advice="Connect each Temporal client of a run with temporal.data_converter(), and run "
+                    "the same release everywhere.",
+                )
+            if (data := self.keyring.decrypt_bytes(payload.data)) is None:
+                raise ConfigurationError(
+                    "no key (key= or PLAID_RELAY_KEY) decrypts a payload at the Temporal server",
+                    advice="Use the same keys in all processes of a run, and after a rotation also the old "
+                    "key, after the new one.",
+                )
+            decrypted.append(Payload.FromString(data))
+        return decrypted

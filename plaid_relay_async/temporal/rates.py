@@ -22,7 +22,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from attrs import asdict, define, evolve, frozen
+from attrs import asdict, define, evolve, field, frozen
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import RateLimit, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateTaskQueueConfigRequest
@@ -67,12 +67,17 @@ _DECREASE_FACTOR: Final = 0.92
 _SHORT_PAUSE: Final = 5.0
 _MIN_SHARE_AFTER_SHORT_PAUSE: Final = 0.5
 _MIN_PAUSE: Final = 1.0
+_MIN_BASE: Final = 0.1
 _MAX_PERIOD: Final = 60.0
 _PERIOD_PER_ATTEMPT: Final = 10.0
 _INCREASE_STEP: Final = 0.02
 _INCREASE_GROWTH: Final = 1.5
 # After so many periods the adaptive rate is forgotten: it is 300 times as high as at first.
 _MAX_STEPS: Final = 24
+
+
+def _to_float(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 @frozen(kw_only=True)
@@ -89,20 +94,21 @@ class RateState:
         period: the seconds of each step by which it increases.
     """
 
-    allowed: float | None = None
-    stopped: bool = False
-    foreign: float | None = None
-    until: float = 0.0
-    base: float | None = None
-    since: float = 0.0
-    period: float = _MAX_PERIOD
+    allowed: float | None = field(default=None, converter=_to_float)
+    stopped: bool = field(default=False, converter=bool)
+    foreign: float | None = field(default=None, converter=_to_float)
+    until: float = field(default=0.0, converter=float)
+    base: float | None = field(default=None, converter=_to_float)
+    since: float = field(default=0.0, converter=float)
+    period: float = field(default=_MAX_PERIOD, converter=float)
 
     def adaptive(self, now: float) -> float:
         """Return the adaptive rate, or infinity. It changes in steps: all workers compute the same."""
         steps = max(now - self.since, 0.0) // self.period
         if self.base is None or steps >= _MAX_STEPS:
             return math.inf
-        return self.base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
+        growth: float = _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1)
+        return self.base * (1 + growth)
 
     def unpaused_setting(self, now: float) -> float:
         """Return the setting without regard to pauses; infinity is no limit."""
@@ -124,8 +130,7 @@ class RateState:
         Args:
             declined_at: the time of the 429.
             admitted: the number of activities that were dispatched since `measured_since`. The pause counts
-            as
-                time of the measurement, because the server accepts nothing in it.
+                as time of the measurement, because the server accepts nothing in it.
             measured_since: the start of the measurement.
         """
         before, end = self.unpaused_setting(declined_at), max(self.until, declined_at)
@@ -135,8 +140,10 @@ class RateState:
             return self
         if end - declined_at < _SHORT_PAUSE and math.isfinite(before):
             base = max(base, _MIN_SHARE_AFTER_SHORT_PAUSE * before)
+        # With a very low setting, Temporal's server would dispatch nothing for a long time after the pause.
+        base = max(base, min(_MIN_BASE, _DECREASE_FACTOR * before))
         period = max(min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * seconds * base), _MIN_PAUSE)
-        return evolve(self, base=round(base, 4), since=end, period=round(period, 1))
+        return evolve(self, base=base, since=end, period=period)
 
 
 # -------------------------------------------------------------------------- the configuration of a task queue
@@ -423,9 +430,10 @@ class SharedRate:
         if now < self._pause_until:
             state = state.paused(self._pause_until)
         is_decided = trip is not None and now >= self._decision_time(trip)
+        is_isolated = trip is not None and trip.contradicted and self._isolated_budget >= 0
         # A rate that was decreased after the declined attempt had started isn't decreased because of it
         # again.
-        if trip is not None and is_decided and trip.started >= state.since and not self._is_isolated(trip):
+        if trip is not None and is_decided and trip.started >= state.since and not is_isolated:
             since = max(self._active_since, now - _STATISTICS_SECONDS, state.since)
             admitted = config.dispatch_rate * _STATISTICS_SECONDS
             state = state.decreased(trip.declined_at, admitted=admitted, measured_since=since)
@@ -437,9 +445,6 @@ class SharedRate:
             await _write(self._temporal, self._task_queue, state)
         if is_decided:
             self._trip = None
-
-    def _is_isolated(self, trip: _Trip) -> bool:
-        return trip.contradicted and self._isolated_budget >= 0
 
     def _decision_time(self, trip: _Trip) -> float:
         latest = min(self._state.until - _MIN_DECISION_SECONDS, trip.declined_at + _MAX_DECISION_SECONDS)

@@ -14,7 +14,6 @@ import pytest
 from attrs import asdict, define, evolve, field
 from hypothesis import given
 from hypothesis import strategies as st
-from postgres_server import free_port
 from support import CREATE, OWNER, REMOVE
 from temporalio import activity
 from temporalio.api.enums.v1 import TaskQueueType
@@ -167,7 +166,7 @@ def most_in_a_window(times, seconds=WINDOW):
     return max(sum(start <= each < start + seconds for each in times) for start in times)
 
 
-async def set_foreign(temporal_client, task_queue, setting):
+async def set_foreign(temporal_client, task_queue, setting, reason="at night"):
     """Set a limit as Temporal's command does."""
     await temporal_client.workflow_service.update_task_queue_config(
         UpdateTaskQueueConfigRequest(
@@ -176,7 +175,7 @@ async def set_foreign(temporal_client, task_queue, setting):
             task_queue=task_queue,
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
             update_queue_rate_limit=UpdateTaskQueueConfigRequest.RateLimitUpdate(
-                rate_limit=RateLimit(requests_per_second=setting), reason="at night"
+                rate_limit=RateLimit(requests_per_second=setting), reason=reason
             ),
         )
     )
@@ -430,15 +429,22 @@ async def test_a_client_that_gets_a_429(plaid, report, temporal_client, task_que
     assert len(plaid.ledger) == 1
 
 
-async def test_an_unavailable_server(task_queue):
-    """While Temporal is unavailable, the worker's task waits for it."""
-    temporal = await Client.connect(f"127.0.0.1:{free_port()}", lazy=True)
-    shared = SharedRate(temporal, task_queue)
-    running = asyncio.create_task(shared.run())
-    shared.on_attempt(attempt_end("declined", retry_after=1.0))
-    done, _ = await asyncio.wait([running], timeout=3)
-    await stop(running)
+async def test_an_unavailable_server(temporal_server, temporal_client, task_queue, start_rate):
+    """While Temporal is unavailable, the worker's task waits for it; then it reports a pause that still lasts."""
+    shared, running = await start_rate()
+    await temporal_server.kill()
+    shared.on_attempt(attempt_end("declined", retry_after=300.0))
+    done, _ = await asyncio.wait([running], timeout=2)
     assert not done
+    await temporal_server.start()
+    await wait_for(temporal_client, task_queue, is_paused)
+
+
+@pytest.mark.parametrize("reason", ["", "[]", "1", "{}", '{"plaid_relay_async": {"until": "soon"}}'])
+async def test_a_reason_that_is_no_state(temporal_client, task_queue, reason):
+    """A limit with another text, or a damaged one, counts as one that was set without the package."""
+    await set_foreign(temporal_client, task_queue, 7, reason)
+    assert (await read_rate(temporal_client, task_queue)).foreign == 7
 
 
 # ------------------------------------------------------------------------------------ proofs at full size

@@ -50,6 +50,7 @@ class AttemptEnd:
         certainty: what the end of the attempt proves: `not_sent`, `declined`, `definitive`, `in_doubt`, or
             `cancelled`.
         duration: seconds that the attempt took.
+        retry_after: the delay that the server requested, in seconds; `None` if it requested none.
     """
 
     operation: str
@@ -63,6 +64,7 @@ class AttemptEnd:
     request_id: str | None = field(converter=redact_id)
     certainty: str
     duration: float
+    retry_after: float | None = None
 
 
 @frozen(kw_only=True)

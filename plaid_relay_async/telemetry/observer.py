@@ -214,7 +214,14 @@ class ObservedCall:
             self._trace.leave_attempt()
 
     def attempt_ended(
-        self, number: int, certainty: str, *, duration: float, status: int | None, **fields: Any
+        self,
+        number: int,
+        certainty: str,
+        *,
+        duration: float,
+        status: int | None,
+        retry_after: float | None = None,
+        **fields: Any,
     ) -> None:
         """Report the end of an attempt, if the call is `detailed`.
 
@@ -223,6 +230,7 @@ class ObservedCall:
             certainty: what the end of the attempt proves, or `cancelled`.
             duration: seconds that the attempt took.
             status: the status of the response.
+            retry_after: the delay in seconds that the server requested.
             **fields: `error_code` and `request_id`.
         """
         if not self.detailed:
@@ -235,6 +243,7 @@ class ObservedCall:
             status=status,
             error_code=fields.get("error_code"),
             request_id=fields.get("request_id"),
+            retry_after=retry_after,
         )
         self._request_id = end.request_id
         if self._trace is not None:

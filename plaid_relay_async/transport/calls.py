@@ -457,7 +457,10 @@ def _report_attempt(
     request_id, secret = getattr(result, "request_id", None), call.observed.secret
     if request_id is not None and secret is not None:
         fields["request_id"] = codec.redact_request_secrets(request_id, call.request, secret)
-    call.observed.attempt_ended(call.attempts, certainty, duration=call.now() - started, **fields)
+    retry_after = getattr(result, "retry_after", None)
+    call.observed.attempt_ended(
+        call.attempts, certainty, duration=call.now() - started, retry_after=retry_after, **fields
+    )
 
 
 def _report_end(call: CallState[Any], result: Any, started: float) -> None:

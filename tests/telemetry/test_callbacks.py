@@ -63,7 +63,7 @@ async def test_a_call_with_a_retry(plaid, ends):
     first, second = ends.attempts
     (call,) = ends.calls
     assert (first.attempt, first.status, first.certainty) == (1, 429, "declined")
-    assert first.error_code == "RATE_LIMIT"
+    assert (first.error_code, first.retry_after, second.retry_after) == ("RATE_LIMIT", 0.0, None)
     assert (second.attempt, second.status, second.certainty, second.error_code) == (
         2,
         200,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,12 +16,13 @@ from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import ActivityFailureError, Client
 from temporalio.common import RetryPolicy
-from temporalio.converter import DataConverter
+from temporalio.converter import DataConverter, DefaultFailureConverter
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
+from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import ConfigurationError
-from plaid_relay_async.temporal import data_converter
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.temporal import TaskQueue, Worker, data_converter
 
 ONCE = {
     "start_to_close_timeout": timedelta(seconds=60),
@@ -121,7 +123,7 @@ def test_the_extra_is_missing():
 
 async def test_all_of_an_activity_is_encrypted(temporal_server, temporal_client, task_queue):
     """Input, result, heartbeat and summary of an activity are, also after a rotation, readable with the keys only."""
-    async with Worker(temporal_client, task_queue=task_queue, activities=[echo]):
+    async with ActivityWorker(temporal_client, task_queue=task_queue, activities=[echo]):
         handle = await temporal_client.start_activity(
             echo, REPORT_TOKEN, id=task_queue, task_queue=task_queue, summary=REPORT_TOKEN, **ONCE
         )
@@ -140,9 +142,22 @@ async def test_all_of_an_activity_is_encrypted(temporal_server, temporal_client,
         await other.get_activity_handle(task_queue).result()
 
 
+@pytest.mark.parametrize(
+    "converter",
+    [DataConverter.default, dataclasses.replace(OLD, failure_converter_class=DefaultFailureConverter)],
+)
+async def test_a_client_that_does_not_encrypt_is_refused(temporal_server, client, journal_url, converter):
+    """Neither a worker nor a run accepts a client that would store payloads or failures unencrypted."""
+    temporal = await Client.connect(temporal_server.address, data_converter=converter)
+    with pytest.raises(ConfigurationError, match="doesn't encrypt"):
+        Worker(temporal, "queue", client, journal_url, key=KEY)
+    with pytest.raises(ConfigurationError, match="doesn't encrypt"):
+        TaskQueue(temporal, "queue", journal=Journal(journal_url, run="x", key=KEY))
+
+
 async def test_failures_are_encrypted(temporal_server, temporal_client, task_queue):
     """Messages, tracebacks and details of a failure and of its cause are encrypted."""
-    async with Worker(temporal_client, task_queue=task_queue, activities=[fail]):
+    async with ActivityWorker(temporal_client, task_queue=task_queue, activities=[fail]):
         handle = await temporal_client.start_activity(
             fail, REPORT_TOKEN, id=task_queue, task_queue=task_queue, **ONCE
         )
@@ -163,7 +178,7 @@ async def test_a_worker_without_the_key_executes_nothing(
 ):
     """An activity whose input a worker can't decrypt fails, and its function isn't called."""
     other = await Client.connect(temporal_server.address, data_converter=NEW)
-    async with Worker(temporal_client, task_queue=task_queue, activities=[echo]):
+    async with ActivityWorker(temporal_client, task_queue=task_queue, activities=[echo]):
         handle = await other.start_activity(echo, REPORT_TOKEN, id=task_queue, task_queue=task_queue, **ONCE)
         with pytest.raises(ActivityFailureError) as caught:
             await handle.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
@@ -70,9 +71,10 @@ async def test_the_search_finds_what_is_not_encrypted(temporal_server, temporal_
 
 
 async def test_a_run_stores_and_shows_no_secret(
-    temporal_server, temporal_client, postgres, journal_url, task_queue
+    temporal_server, temporal_client, postgres, journal_url, task_queue, clean_logs
 ):
-    """Creations with all kinds of outcomes, and removals, leave only encrypted tokens behind."""
+    """Creations with all kinds of outcomes, and removals, leave only encrypted tokens behind, and none in the log."""
+    clean_logs.set_level(logging.DEBUG, logger="temporalio")
     faults = (
         Fault(path=CREATE, secondary_client_id="p1", status=400, body={"error_message": REPORT_TOKEN}),
         Fault(path=CREATE, secondary_client_id="p2", close=True, when="after"),

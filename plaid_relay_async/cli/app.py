@@ -154,7 +154,7 @@ def bulk(
     concurrency = batch_concurrency(connection, concurrency)
     client = client_options.build_client(concurrency if connection is None else 1)
     check_webhook(webhook, recorded=journal is not None)
-    recording = recording_on(connection, journal)
+    recording = recording_on(connection, journal, temporal_options.new_rate())
     runner_type = runner_of(temporal_options)
     create_runner = partial(runner_type, client, concurrency=concurrency, recording=recording)
     form = creation_form(token, webhook, recorded=journal is not None, allow_odd=allow_odd_ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -28,15 +27,18 @@ from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.progress import OutcomeCounts
 from plaid_relay_async.cli.signals import signals
-from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, reason_of
+from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
 from plaid_relay_async.errors import NotSentError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
+    from temporalio.client import Client
+
     from plaid_relay_async.cli.temporal_options import TemporalConnection
     from plaid_relay_async.journal import Journal
     from plaid_relay_async.temporal import TaskQueue
+    from plaid_relay_async.temporal.rates import TaskQueueRate
 
 _SUBMIT_CONCURRENCY = 100  # a server accepts about 100 calls a second, in a few milliseconds each
 
@@ -52,21 +54,38 @@ def batch_concurrency(connection: TemporalConnection | None, concurrency: int | 
 
 
 def recording_on(
-    connection: TemporalConnection | None, journal: Journal | None
+    connection: TemporalConnection | None, journal: Journal | None, rate: float | None = None
 ) -> contextlib.AbstractAsyncContextManager[dict[str, Any]]:
-    """Return the attribute `recording` of a `BatchRunner`, with which workers make the calls."""
-    return recorded_in(journal) if connection is None or journal is None else _queued_on(connection, journal)
+    """Return the attribute `recording` of a `BatchRunner`; with a connection, workers make the calls.
+
+    Args:
+        connection: the connection to Temporal.
+        journal: the journal.
+        rate: the new rate limit of the task queue, or `None` for no change.
+    """
+    if connection is None or journal is None:
+        return recorded_in(journal)
+    return _queued_on(connection, journal, rate)
 
 
 @contextlib.asynccontextmanager
-async def _queued_on(connection: TemporalConnection, journal: Journal) -> AsyncIterator[dict[str, Any]]:
-    async with _open_queue(connection, journal) as queue:
+async def _queued_on(
+    connection: TemporalConnection, journal: Journal, rate: float | None
+) -> AsyncIterator[dict[str, Any]]:
+    from plaid_relay_async.temporal.rates import set_rate
+
+    async with _open_queue(connection, journal) as (queue, client):
+        if rate is not None:
+            with connection.naming_server():
+                await set_rate(client, connection.task_queue, rate)
         yield {"task_queue": queue}
 
 
 @contextlib.asynccontextmanager
-async def _open_queue(connection: TemporalConnection, journal: Journal) -> AsyncIterator[TaskQueue]:
-    """Open the journal, connect to Temporal, and yield the task queue.
+async def _open_queue(
+    connection: TemporalConnection, journal: Journal
+) -> AsyncIterator[tuple[TaskQueue, Client]]:
+    """Open the journal, connect to Temporal, and yield the task queue and the client of Temporal.
 
     Raises:
         JournalError: the journal can't be opened.
@@ -77,7 +96,8 @@ async def _open_queue(connection: TemporalConnection, journal: Journal) -> Async
     async with journal:
         client = await connection.open()
         search_attribute = await connection.has_search_attribute(client)
-        yield TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
+        queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
+        yield queue, client
 
 
 def runner_of(options: SubmissionOptions) -> type[BatchRunner]:
@@ -141,14 +161,17 @@ def worker(
     """
     journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
     connection = temporal_options.connection(journal, existing_journal.key_file)
-    client = client_options.build_client(concurrency)
+    client_options.build_client(concurrency)  # checks the options before anything is opened
 
     async def work() -> ExitStatus:
         from plaid_relay_async.temporal import Worker
+        from plaid_relay_async.temporal.rates import SharedRate
 
         # Report a journal that can't be used now, and not with the first call.
         async with journal:
             temporal = await connection.open()
+        shared = SharedRate(temporal, connection.task_queue)
+        client = client_options.build_client(concurrency, rate_limiter=shared, on_attempt=shared.on_attempt)
         async with client:
             running = Worker(
                 temporal,
@@ -162,7 +185,12 @@ def worker(
             )
             sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
             sys.stdout.flush()
-            return await _run_until_signal(running.run())
+            sharing = asyncio.ensure_future(shared.run())
+            try:
+                return await _run_until_signal(running.run())
+            finally:
+                sharing.cancel()
+                await asyncio.wait([sharing])
 
     return signals.run(work())
 
@@ -203,44 +231,57 @@ def rate(
         str | None,
         Parameter(
             name="RATE",
-            help="Calls a second, over all workers; none for no limit; pause or resume. Default: print it.",
+            help="Calls a second that all workers together may make; none for no limit; pause or resume. "
+            "Default: print the limit.",
         ),
     ] = None,
     /,
     *,
+    replace: Annotated[
+        bool,
+        Parameter(negative="", help="Replace a limit that was set by another program, such as temporal."),
+    ] = False,
     temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
-    """Show or set the rate limit of a task queue, which applies to all its workers immediately."""
-    change = None if value is None else _parse_rate(value)
-    connection = temporal_options.connection_without_payloads()
+    """Set or print the rate limit of a task queue, which stays until it is changed, for all runs.
 
-    async def run() -> str:
+    A change applies to all workers within a second.
+    """
+    is_limit = value not in {None, "pause", "resume"}
+    limit = parse_rate("RATE", value) if value is not None and is_limit and value != "none" else None
+    if replace and not is_limit:
+        raise UsageError("--replace: requires RATE")
+    connection = temporal_options.connection_without_payloads()
+    file = open_stdout()
+
+    async def run() -> TaskQueueRate:
         from plaid_relay_async.temporal import rates
 
         client, queue = await connection.open(), connection.task_queue
-        match change:
-            case "pause":
-                await rates.pause(client, queue)
-            case "resume":
-                await rates.resume(client, queue)
-            case "none":
-                await rates.set_rate(client, queue, None)
-            case float():
-                await rates.set_rate(client, queue, change)
-        return str(await rates.read_rate(client, queue))
+        with connection.naming_server():
+            if is_limit:
+                await rates.set_rate(client, queue, limit, replace=replace)
+            elif value is not None:
+                await (rates.pause if value == "pause" else rates.resume)(client, queue)
+            return await rates.read_rate(client, queue)
 
-    write_all(open_stdout(), f"{signals.run(run())}\n".encode())
+    write_all(file, _describe_rate(signals.run(run())).encode())
     return ExitStatus.DONE
 
 
-def _parse_rate(value: str) -> float | str:
-    """Return a rate in calls a second, or one of the words `none`, `pause` and `resume`."""
-    if value in {"none", "pause", "resume"}:
-        return value
-    with contextlib.suppress(ValueError):
-        if 0 < (rate := float(value)) < math.inf:
-            return rate
-    raise UsageError("RATE: must be a number of calls a second, none, pause or resume")
+def _describe_rate(rate: TaskQueueRate) -> str:
+    """Return one line for each fact about the limit of a task queue."""
+    limits = {
+        "limit": rate.allowed,
+        "set by another program": rate.foreign,
+        "after a 429": rate.adaptive,
+        "at the server": rate.setting,
+    }
+    lines = [
+        f"{name + ':':24}{'none' if limit is None else f'{limit:g}/s'}\n" for name, limit in limits.items()
+    ]
+    paused = f"until {rate.paused_until:%Y-%m-%dT%H:%M:%SZ}" if rate.paused_until else "until resume"
+    return "".join(lines) + f"{'paused:':24}{paused if rate.is_paused else 'no'}\n"
 
 
 def cancel(
@@ -260,7 +301,7 @@ def cancel(
     connection = temporal_options.connection(journal, existing_journal.key_file)
 
     async def run() -> int:
-        async with _open_queue(connection, journal) as queue:
+        async with _open_queue(connection, journal) as (queue, _):
             return await queue.cancel()
 
     print_message(f"cancelled: {signals.run(run()):,}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from plaid_relay_async.errors import NotSentError
 from plaid_relay_async.hosts import is_host, is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from temporalio.client import Client
     from temporalio.converter import DataConverter  # noqa: TC004  # requires an extra
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/]+):(\d{1,5})")
 _CONNECT_SECONDS: Final = 10.0
-# Core describes an error as Rust formats it. The texts for users are in these members.
-_REASON: Final = re.compile(r'\b(?:message|error): "([^"]+)"')
+# Core describes an error as Rust formats it; its first string is a text for users.
+_REASON: Final = re.compile(r'(?:\(|message: |error: )"([^"]+)"')
+_RUST_PREFIX: Final = re.compile(r".*tonic::transport::Error\(Transport, ")
 
 
 @Parameter(name="*")
@@ -198,6 +201,7 @@ class SubmissionOptions(TemporalOptions):
 
     Attributes:
         detach: whether to leave the run to the workers.
+        rate: the new rate limit of the task queue, in calls a second.
     """
 
     detach: Annotated[
@@ -209,10 +213,38 @@ class SubmissionOptions(TemporalOptions):
         ),
     ] = False
 
+    rate: Annotated[
+        float | None,
+        Parameter(
+            help="Rate limit of the task queue in calls a second, over all workers; see rate. Default: "
+            "unchanged."
+        ),
+    ] = None
+
+    def new_rate(self) -> float | None:
+        """Return the option `--rate`.
+
+        Raises:
+            UsageError: it isn't a rate.
+        """
+        return None if self.rate is None else parse_rate("--rate", self.rate)
+
     def check_detach(self, output: str, *, stream: bool) -> None:
         """Raise `UsageError` if `--detach` is used with an option that it would leave without effect."""
         if self.detach and (output != "-" or stream):
             raise UsageError("--detach: can't be used with --output or --stream")
+
+
+def parse_rate(name: str, value: str | float) -> float:
+    """Return a rate in calls a second.
+
+    Raises:
+        UsageError: it isn't a number above 0.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 < (rate := float(value)) < math.inf:
+            return rate
+    raise UsageError(f"{name}: must be a number of calls a second above 0")
 
 
 def _read_api_key(path: Path) -> str:
@@ -263,6 +295,21 @@ class TemporalConnection:
         """The server, as `HOST:PORT`."""
         return str(self.profile.address)
 
+    @contextlib.contextmanager
+    def naming_server(self) -> Iterator[None]:
+        """Raise `NotSentError` for an error of a request to the server."""
+        from temporalio.service import RPCError
+
+        try:
+            yield
+        except RPCError as error:
+            problem = error.message
+        except TimeoutError:
+            problem = "another program changes the same setting"
+        else:
+            return
+        raise NotSentError(f"Temporal at {self.address} has rejected a request: {problem}")
+
     async def open(self) -> Client:
         """Connect, and return the client.
 
@@ -311,8 +358,9 @@ class TemporalConnection:
 
 def reason_of(error: BaseException | None) -> str:
     """Return the part of an error of Temporal's core that a user can understand."""
-    reason = _REASON.search(str(error))
-    return str(error) if reason is None else reason[1]
+    # For example: ConnectError("tcp connect error", 127.0.0.1:1, Os { ..., message: "Connection refused" })
+    reasons = _REASON.findall(str(error))
+    return reasons[-1] if reasons else _RUST_PREFIX.sub("", str(error))
 
 
 async def _check_namespace(client: Client) -> None:

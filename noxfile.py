@@ -21,7 +21,7 @@ ISOLATED = ("python", "-I")
 # In Python's development mode, asyncio runs more checks, and tests take three to four times as long.
 DEVELOPMENT = (*ISOLATED, "-X", "dev")
 # Only the session `temporal` installs the extra that these files need.
-TEMPORAL_FILES = "*/plaid_relay_async/temporal/*,*/plaid_relay_async/cli/temporal.py"
+TEMPORAL_FILES = "*/plaid_relay_async/temporal/*,*/plaid_relay_async/cli/temporal*.py"
 BENCHES = ("reading", "creating", "starting", "instructions", "gateway", "journal", "webhooks", "telemetry")
 
 

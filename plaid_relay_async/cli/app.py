@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from plaid_relay_async.cli.arguments import confirm, read_token
 from plaid_relay_async.cli.batches import check_input, run_batch, run_input
-from plaid_relay_async.cli.bulk import BatchRunner
+from plaid_relay_async.cli.bulk import BatchRunner, recorded_in
 from plaid_relay_async.cli.calls import (
     ClientOptions,
     build_request,
@@ -43,6 +43,7 @@ from plaid_relay_async.cli.messages import ExitStatus, UsageError
 from plaid_relay_async.cli.options import (
     AllowOddIDs,
     Append,
+    BatchConcurrency,
     Concurrency,
     InputOptions,
     LogFormat,
@@ -63,6 +64,8 @@ from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import parse_clients, serve_simulator
 from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.cli.survey import InputSurvey
+from plaid_relay_async.cli.temporal import batch_concurrency, cancel, rate, recording_on, runner_of, worker
+from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions
 from plaid_relay_async.cli.webhooks import webhooks
 from plaid_relay_async.codec import to_json
 from plaid_relay_async.config import RetryPolicy, __version__
@@ -93,7 +96,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (gateway, webhooks, runs, status, export, forget, rotate):
+for command in (gateway, webhooks, runs, status, export, forget, rotate, worker, rate, cancel):
     app.command(command)
 
 
@@ -127,13 +130,16 @@ def bulk(
     ] = False,
     output: OutputPath = "-",
     append: Append = False,
-    concurrency: Concurrency = 50,
+    concurrency: BatchConcurrency = None,
     journal_options: JournalOptions = JournalOptions(),  # noqa: B008  # frozen
+    temporal_options: SubmissionOptions = SubmissionOptions(),  # noqa: B008  # frozen
     client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Create a relay token for each row of a file, and write an outcome for each.
 
     With --journal and --run, repeat the command with another --output to resume an interrupted run.
+
+    With --task-queue, workers make the calls, on any number of machines; see worker.
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
@@ -142,9 +148,15 @@ def bulk(
     if stream and dry_run:
         raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else read_report_token(report_token)
-    client, journal = client_options.build_client(concurrency), journal_options.build_journal()
+    journal = journal_options.build_journal()
+    connection = temporal_options.connection_for(journal, journal_options.key_file, client_options)
+    temporal_options.check_detach(output, stream=stream)
+    concurrency = batch_concurrency(connection, concurrency)
+    client = client_options.build_client(concurrency if connection is None else 1)
     check_webhook(webhook, recorded=journal is not None)
-    create_runner = partial(BatchRunner, client, concurrency=concurrency, journal=journal)
+    recording = recording_on(connection, journal, temporal_options.new_rate())
+    runner_type = runner_of(temporal_options)
+    create_runner = partial(runner_type, client, concurrency=concurrency, recording=recording)
     form = creation_form(token, webhook, recorded=journal is not None, allow_odd=allow_odd_ids)
     survey = InputSurvey(allow_odd=allow_odd_ids, pairs=set() if dry_run else None)
     with InputSource(source, input_options.input_format(form.columns), stream=stream) as rows:
@@ -177,7 +189,11 @@ def create(
         rows = FileRows(iter([request]), 1)
         display = ProgressDisplay(1, bar=False)
         runner = BatchRunner(
-            client, rows, writer, display, signals, 1, retry=retry, journal=journal, print_errors=True
+            *(client, rows, writer, display, signals),
+            concurrency=1,
+            retry=retry,
+            recording=recorded_in(journal),
+            print_errors=True,
         )
         return runner.exit_status(signals.run(runner()))
 
@@ -344,7 +360,8 @@ def revoke(
     yes: SkipConfirmation = False,
     output: OutputPath = "-",
     append: Append = False,
-    concurrency: Concurrency = 50,
+    concurrency: BatchConcurrency = None,
+    temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
     client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
     """Revoke the relay tokens that a run created, and write an outcome for each.
@@ -353,16 +370,17 @@ def revoke(
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
-    client, journal = (
-        client_options.build_client(concurrency),
-        existing_journal.build_journal(name),
-    )
+    journal = existing_journal.build_journal(name)
+    connection = temporal_options.connection_for(journal, existing_journal.key_file, client_options)
+    concurrency = batch_concurrency(connection, concurrency)
+    client = client_options.build_client(concurrency if connection is None else 1)
     tokens = run_query(journal, lambda journal: TokensToRevoke.read(journal, name, partner))
     question = f"Revoke the relay tokens of the run {name!r} ({len(tokens.partners):,})?"
     if tokens.partners and not confirm(question, yes=yes):
         return ExitStatus.FAILED
     rows = FileRows(iter(tokens.partners), len(tokens.partners))
-    create_runner = partial(RevokeRunner, client, concurrency=concurrency, journal=journal, tokens=tokens)
+    recording = recording_on(connection, journal)
+    create_runner = partial(RevokeRunner, client, concurrency=concurrency, recording=recording, tokens=tokens)
     return run_batch(create_runner, rows, output, append=append)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from plaid_relay_async.batch import Batch, BatchResult, Progress
-    from plaid_relay_async.journal import Journal  # noqa: TC004  # requires an extra
+    from plaid_relay_async.journal import Journal
+
+
+@contextlib.asynccontextmanager
+async def recorded_in(journal: Journal | None) -> AsyncIterator[dict[str, Any]]:
+    """Open a journal, if there is one, and yield the arguments of a batch that it records."""
+    async with journal or contextlib.nullcontext():
+        yield {"journal": journal}
 
 
 @define(eq=False)
@@ -54,7 +62,7 @@ class BatchRunner:
         signals: the first signal starts a drain, the second one abandons it.
         concurrency: the maximum number of concurrent calls.
         retry: a policy in place of the client's.
-        journal: the journal, which is not open yet, or `None`.
+        recording: opens what records the calls, and yields the arguments of the batch for it.
         print_errors: whether the text of each error is printed.
     """
 
@@ -67,7 +75,7 @@ class BatchRunner:
     signals: Signals
     concurrency: int
     retry: RetryPolicy | None = None
-    journal: Journal | None = None
+    recording: AbstractAsyncContextManager[dict[str, Any]] = field(factory=lambda: contextlib.nullcontext({}))
     print_errors: bool = False
     _interruptions: int = 0
     _draining: bool = False
@@ -86,11 +94,12 @@ class BatchRunner:
 
         Raises:
             JournalError: the journal can't be opened; nothing was sent.
+            NotSentError: the Temporal server can't be used; nothing was sent.
             ConfigurationError: the journal has another key; nothing was sent.
             Exception: a bug; the tokens that were created before it are in the output.
         """
-        async with self.journal or contextlib.nullcontext(), self.client:
-            batch = self._create_batch()
+        async with self.recording as arguments, self.client:
+            batch = self._create_batch(arguments)
             # In a separate task, because a signal cancels the sending and not the writing of the remaining
             # rows.
             sending = asyncio.create_task(self._send_all(batch))
@@ -113,14 +122,14 @@ class BatchRunner:
 
     # --------------------------------------------------------------------------- overridden by subclasses
 
-    def _create_batch(self) -> Batch[Any, Any]:
+    def _create_batch(self, arguments: dict[str, Any]) -> Batch[Any, Any]:
         """Create the batch, which passes each outcome to `_on_outcome`."""
         return self.client.relay.create_many(
             self._iter_requests(),
             concurrency=self.concurrency,
-            journal=self.journal,
             retry=self.retry,
             on_outcome=self._on_outcome,
+            **arguments,
         )
 
     async def _iter_requests(self) -> AsyncIterator[Any]:

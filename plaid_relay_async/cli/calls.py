@@ -48,13 +48,14 @@ class ClientOptions:
     log_format: LogFormat = "text"
 
     def build_client(
-        self, concurrency: int = 1, *, late_outcomes: list[LateOutcome] | None = None
+        self, concurrency: int = 1, *, late_outcomes: list[LateOutcome] | None = None, **settings: Any
     ) -> RelayClient:
         """Configure the log, and return the client of a command, which is not open yet.
 
         Args:
             concurrency: the option `--concurrency`.
             late_outcomes: the list to which the client appends the outcome of an interrupted call.
+            **settings: further arguments of `RelayClient`.
 
         Raises:
             UsageError: an option is invalid, or the credentials are missing.
@@ -81,6 +82,7 @@ class ClientOptions:
             trust_env=True,
             application=("plaid-relay", __version__),
             on_late_outcome=None if late_outcomes is None else late_outcomes.append,
+            **settings,
         )
 
 

@@ -119,7 +119,7 @@ class FetchRunner(BatchRunner):
     # until then.
     _line_by_request: dict[int, int | str] = field(factory=dict, init=False)
 
-    def _create_batch(self) -> Batch[Any, Any]:
+    def _create_batch(self, arguments: dict[str, Any]) -> Batch[Any, Any]:
         many: Callable[..., Batch[Any, Any]] = self.client.relay.get_many
         if self.store.suffix == "pdf":
             many = self.client.relay.get_pdf_many
@@ -130,6 +130,7 @@ class FetchRunner(BatchRunner):
             concurrency=self.concurrency,
             on_outcome=self._on_outcome,
             allow_duplicates=True,
+            **arguments,
         )
 
     async def _iter_requests(self) -> AsyncIterator[Any]:

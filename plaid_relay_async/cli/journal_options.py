@@ -29,6 +29,13 @@ KeyFileOption: TypeAlias = Annotated[
     Parameter(help="File (mode 0600) with one or more encryption keys, in place of PLAID_RELAY_KEY."),
 ]
 RunName: TypeAlias = Annotated[str, Parameter(help="Run name, as passed to bulk.")]
+Lease: TypeAlias = Annotated[
+    float,
+    Parameter(
+        help="Seconds without a heartbeat after which other processes consider this one dead, on PostgreSQL. "
+        "Also sets the time limits of the journal."
+    ),
+]
 StoreT = TypeVar("StoreT", bound=AbstractAsyncContextManager[Any])
 SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip the confirmation prompt.")]
 
@@ -36,11 +43,21 @@ SkipConfirmation: TypeAlias = Annotated[bool, Parameter(negative="", help="Skip 
 # -------------------------------------------------------------------------------------- the options
 
 
-def _build_journal(url: str, **settings: Any) -> Journal:
+def build_journal(url: str, **settings: Any) -> Journal:
+    """Return a journal, which is not open yet.
+
+    Args:
+        url: the option `--journal`.
+        **settings: further arguments of `Journal`.
+
+    Raises:
+        UsageError: the option can't be read, or the extra `journal` isn't installed.
+        ConfigurationError: an argument is invalid.
+    """
     # Imported here, because the journal requires an extra that other commands don't need.
     with naming_extra():
         from plaid_relay_async.journal import Journal
-    return Journal(url, **settings)
+    return Journal(read_value(url, "--journal"), **settings)
 
 
 @Parameter(name="*")
@@ -84,13 +101,7 @@ class JournalOptions:
         ),
     ] = False
     key_file: KeyFileOption = None
-    lease: Annotated[
-        float,
-        Parameter(
-            help="Seconds without a heartbeat after which other processes consider this one dead, on "
-            "PostgreSQL. Also sets the time limits of the journal."
-        ),
-    ] = 30.0
+    lease: Lease = 30.0
 
     def build_journal(self) -> Journal | None:
         """Return the journal, which is not open yet, or `None` if no journal was requested.
@@ -106,8 +117,8 @@ class JournalOptions:
             return None
         if self.run is None:
             raise UsageError("--run: must name the run in the journal; reuse the name to resume it")
-        return _build_journal(
-            read_value(self.journal, "--journal"),
+        return build_journal(
+            self.journal,
             run=self.run,
             key=self.key_file,
             on_existing=self.on_existing,
@@ -139,7 +150,7 @@ class ExistingJournal:
             UsageError: the file doesn't exist, or the extra `journal` isn't installed.
             ConfigurationError: the key is invalid.
         """
-        journal = _build_journal(read_value(self.journal, "--journal"), run=run, key=self.key_file)
+        journal = build_journal(self.journal, run=run, key=self.key_file)
         if journal.path is not None and not journal.path.exists():
             raise UsageError("--journal: the file doesn't exist")
         return journal

@@ -57,6 +57,13 @@ Strict: TypeAlias = Annotated[
 ]
 Append: TypeAlias = Annotated[bool, Parameter(negative="", help="Append to the output if it exists.")]
 Concurrency: TypeAlias = Annotated[int, Parameter(help="Maximum number of concurrent calls.")]
+BatchConcurrency: TypeAlias = Annotated[
+    int | None,
+    Parameter(
+        help="Maximum number of concurrent calls. Default: 50. With --task-queue, the maximum number of "
+        "calls that are queued at the Temporal server or in flight. Default: 500."
+    ),
+]
 AllowOddIDs: TypeAlias = Annotated[
     bool,
     Parameter(

@@ -83,12 +83,9 @@ class RevokeRunner(BatchRunner):
 
     tokens: TokensToRevoke = field(kw_only=True)
 
-    def _create_batch(self) -> Batch[Any, Any]:
+    def _create_batch(self, arguments: dict[str, Any]) -> Batch[Any, Any]:
         return self.client.relay.remove_many(
-            self._iter_requests(),
-            concurrency=self.concurrency,
-            journal=self.journal,
-            on_outcome=self._on_outcome,
+            self._iter_requests(), concurrency=self.concurrency, on_outcome=self._on_outcome, **arguments
         )
 
     def _output_fields(self, outcome: Any) -> dict[str, Any]:

@@ -1,0 +1,308 @@
+"""Runs on Temporal: how `bulk` and `revoke` use one, and the commands `worker`, `rate` and `cancel`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from attrs import asdict, define
+from cyclopts import Parameter
+
+from plaid_relay_async.cli.arguments import read_value
+from plaid_relay_async.cli.bulk import BatchRunner, recorded_in
+from plaid_relay_async.cli.calls import ClientOptions
+from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at run time
+    ExistingJournal,
+    Lease,
+    RunName,
+    build_journal,
+)
+from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
+from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
+from plaid_relay_async.cli.output import open_stdout, write_all
+from plaid_relay_async.cli.progress import OutcomeCounts
+from plaid_relay_async.cli.signals import signals
+from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
+from plaid_relay_async.errors import NotSentError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+    from temporalio.client import Client
+
+    from plaid_relay_async.cli.temporal_options import TemporalConnection
+    from plaid_relay_async.journal import Journal
+    from plaid_relay_async.temporal import TaskQueue
+    from plaid_relay_async.temporal.rates import TaskQueueRate
+
+_SUBMIT_CONCURRENCY = 100  # a server accepts about 100 calls a second, in a few milliseconds each
+
+# ---------------------------------------------------------------------------------- batches on a task queue
+
+
+def batch_concurrency(connection: TemporalConnection | None, concurrency: int | None) -> int:
+    """Return the concurrency of a batch: the option `--concurrency`, or its default."""
+    if concurrency is not None:
+        return concurrency
+    # A queued call has no connection to Plaid. The workers need enough of them not to be idle.
+    return 50 if connection is None else 500
+
+
+def recording_on(
+    connection: TemporalConnection | None, journal: Journal | None, rate: float | None = None
+) -> contextlib.AbstractAsyncContextManager[dict[str, Any]]:
+    """Return the attribute `recording` of a `BatchRunner`; with a connection, workers make the calls.
+
+    Args:
+        connection: the connection to Temporal.
+        journal: the journal.
+        rate: the new rate limit of the task queue, or `None` for no change.
+    """
+    if connection is None or journal is None:
+        return recorded_in(journal)
+    return _queued_on(connection, journal, rate)
+
+
+@contextlib.asynccontextmanager
+async def _queued_on(
+    connection: TemporalConnection, journal: Journal, rate: float | None
+) -> AsyncIterator[dict[str, Any]]:
+    from plaid_relay_async.temporal.rates import set_rate
+
+    async with _open_queue(connection, journal) as (queue, client):
+        if rate is not None:
+            with connection.naming_server():
+                await set_rate(client, connection.task_queue, rate)
+        yield {"task_queue": queue}
+
+
+@contextlib.asynccontextmanager
+async def _open_queue(
+    connection: TemporalConnection, journal: Journal
+) -> AsyncIterator[tuple[TaskQueue, Client]]:
+    """Open the journal, connect to Temporal, and yield the task queue and the client of Temporal.
+
+    Raises:
+        JournalError: the journal can't be opened.
+        NotSentError: the server can't be used.
+    """
+    from plaid_relay_async.temporal import TaskQueue
+
+    async with journal:
+        client = await connection.open()
+        search_attribute = await connection.has_search_attribute(client)
+        queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
+        yield queue, client
+
+
+def runner_of(options: SubmissionOptions) -> type[BatchRunner]:
+    """Return the class that sends the batch of `bulk`."""
+    return DetachedRunner if options.detach else BatchRunner
+
+
+@define(eq=False)
+class DetachedRunner(BatchRunner):
+    """Adds the requests to a task queue, and doesn't wait for their outcomes."""
+
+    outcome_kinds: ClassVar[tuple[str, ...]] = ("started", "pending", "recorded")
+
+    async def __call__(self) -> OutcomeCounts:
+        """Add the requests to the queue.
+
+        Returns:
+            The number of calls that were added, that were on the queue already, and that have an outcome.
+
+        Raises:
+            JournalError: the journal can't be opened, read or written.
+            NotSentError: the Temporal server can't be used.
+            ConfigurationError: the journal has another key, or Temporal rejects a call.
+            asyncio.CancelledError: a signal was received.
+        """
+        async with self.recording as arguments, self.client:
+            queue: TaskQueue = arguments["task_queue"]
+            concurrency = min(self.concurrency, _SUBMIT_CONCURRENCY)
+            submitted = await queue.submit(self.client, self._iter_requests(), concurrency=concurrency)
+        self.display.print_message(
+            "the workers make the calls; to follow them, repeat the command without --detach, or use "
+            "plaid-relay status"
+        )
+        return OutcomeCounts(Counter(asdict(submitted)), Counter())
+
+    def exit_status(self, counts: OutcomeCounts) -> ExitStatus:  # noqa: ARG002
+        """Return the exit status: everything is on the queue."""
+        return ExitStatus.DONE
+
+
+# --------------------------------------------------------------------------------------------- workers
+
+
+def worker(
+    *,
+    existing_journal: ExistingJournal,
+    temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
+    concurrency: Concurrency = 50,
+    lease: Lease = 30.0,
+    journal_namespace: Annotated[
+        str | None,
+        Parameter(help="Namespace of the journal's pairs, for runs whose Journal has one in Python."),
+    ] = None,
+    client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
+) -> ExitStatus:
+    """Make the calls of runs on Temporal, until SIGINT or SIGTERM.
+
+    Any number of workers may share a task queue. They need the journal and the keys of the runs.
+
+    The first signal waits for the calls in flight; a second one abandons them.
+    """
+    journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
+    connection = temporal_options.connection(journal, existing_journal.key_file)
+    client_options.build_client(concurrency)  # checks the options before anything is opened
+
+    async def work() -> ExitStatus:
+        from plaid_relay_async.temporal import Worker
+        from plaid_relay_async.temporal.rates import SharedRate
+
+        # Report a journal that can't be used now, and not with the first call.
+        async with journal:
+            temporal = await connection.open()
+        shared = SharedRate(temporal, connection.task_queue)
+        client = client_options.build_client(concurrency, rate_limiter=shared, on_attempt=shared.on_attempt)
+        async with client:
+            running = Worker(
+                temporal,
+                connection.task_queue,
+                client,
+                read_value(existing_journal.journal, "--journal"),
+                key=existing_journal.key_file,
+                namespace=journal_namespace,
+                concurrency=concurrency,
+                lease=lease,
+            )
+            sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
+            sys.stdout.flush()
+            sharing = asyncio.ensure_future(shared.run())
+            try:
+                return await _run_until_signal(running.run())
+            finally:
+                sharing.cancel()
+                await asyncio.wait([sharing])
+
+    return signals.run(work())
+
+
+async def _run_until_signal(work: Coroutine[Any, Any, None]) -> ExitStatus:
+    """Run a worker until a signal, and drain it.
+
+    Raises:
+        NotSentError: Temporal rejects the worker.
+    """
+    running = asyncio.ensure_future(work)
+    stops = 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            print_message("stopping: waiting for the calls in flight; a second signal abandons them")
+        if stops <= 2:
+            running.cancel()
+
+    with signals.handled_by(stop):
+        await asyncio.wait([running])
+    if stops > 1:
+        print_message("calls in flight were abandoned; their outcome is unknown", level=logging.WARNING)
+        return ExitStatus.FAILED
+    if not running.cancelled():
+        # The worker ends by itself only with an error, for example because its namespace was deleted.
+        raise NotSentError(f"Temporal has ended the worker: {reason_of(running.exception())}")
+    return ExitStatus.DONE
+
+
+# --------------------------------------------------------------------------------- control of a task queue
+
+
+def rate(
+    value: Annotated[
+        str | None,
+        Parameter(
+            name="RATE",
+            help="Calls a second that all workers together may make; none for no limit; pause or resume. "
+            "Default: print the limit.",
+        ),
+    ] = None,
+    /,
+    *,
+    replace: Annotated[
+        bool,
+        Parameter(negative="", help="Replace a limit that was set by another program, such as temporal."),
+    ] = False,
+    temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
+) -> ExitStatus:
+    """Set or print the rate limit of a task queue, which stays until it is changed, for all runs.
+
+    A change applies to all workers within a second.
+    """
+    is_limit = value not in {None, "pause", "resume"}
+    limit = parse_rate("RATE", value) if value is not None and is_limit and value != "none" else None
+    if replace and not is_limit:
+        raise UsageError("--replace: requires RATE")
+    connection = temporal_options.connection_without_payloads()
+    file = open_stdout()
+
+    async def run() -> TaskQueueRate:
+        from plaid_relay_async.temporal import rates
+
+        client, queue = await connection.open(), connection.task_queue
+        with connection.naming_server():
+            if is_limit:
+                await rates.set_rate(client, queue, limit, replace=replace)
+            elif value is not None:
+                await (rates.pause if value == "pause" else rates.resume)(client, queue)
+            return await rates.read_rate(client, queue)
+
+    write_all(file, _describe_rate(signals.run(run())).encode())
+    return ExitStatus.DONE
+
+
+def _describe_rate(rate: TaskQueueRate) -> str:
+    """Return one line for each fact about the limit of a task queue."""
+    limits = {
+        "limit": rate.allowed,
+        "set by another program": rate.foreign,
+        "after a 429": rate.adaptive,
+        "at the server": rate.setting,
+    }
+    lines = [
+        f"{name + ':':24}{'none' if limit is None else f'{limit:g}/s'}\n" for name, limit in limits.items()
+    ]
+    paused = f"until {rate.paused_until:%Y-%m-%dT%H:%M:%SZ}" if rate.paused_until else "until resume"
+    return "".join(lines) + f"{'paused:':24}{paused if rate.is_paused else 'no'}\n"
+
+
+def cancel(
+    name: RunName,
+    /,
+    *,
+    existing_journal: ExistingJournal,
+    temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
+) -> ExitStatus:
+    """Take the queued calls of a run off its task queue.
+
+    Calls that a worker has begun are completed. To resume the run, repeat its bulk command.
+
+    If a command follows the run, stop that first, because it adds the calls again.
+    """
+    journal = existing_journal.build_journal(name)
+    connection = temporal_options.connection(journal, existing_journal.key_file)
+
+    async def run() -> int:
+        async with _open_queue(connection, journal) as (queue, _):
+            return await queue.cancel()
+
+    print_message(f"cancelled: {signals.run(run()):,}")
+    return ExitStatus.DONE

@@ -1,0 +1,273 @@
+"""The command with a Temporal server: runs, workers, and the control of a task queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+from attrs import frozen
+from journal_support import KEY
+from processes import running_process, wait_until
+from support import CREATE
+
+from plaid_relay_async.cli import main
+from plaid_relay_async.simulator import Fault
+from plaid_relay_async.testing import SimulatorThread
+
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+REPORT = "assets-sandbox-1111"
+
+
+@frozen
+class CompletedCommand:
+    """The exit status and the output of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path):
+    """A simulator, with the environment that selects it, a Temporal server and a journal."""
+    with SimulatorThread(reports=[REPORT]) as simulator:
+        variables = {
+            "PLAID_BASE_URL": simulator.url,
+            "PLAID_CLIENT_ID": "owner",
+            "PLAID_SECRET": "canary-secret",
+            "PLAID_RELAY_KEY": KEY,
+            "PLAID_RELAY_JOURNAL": journal_url,
+            "TEMPORAL_ADDRESS": temporal_server.address,
+            # No setting of the user who runs the tests.
+            "HOME": str(tmp_path),
+            "XDG_CONFIG_HOME": str(tmp_path),
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("PLAID_ENV", raising=False)
+        yield simulator
+
+
+@pytest.fixture
+def run(simulator, capfd):
+    """Run the command in this process."""
+
+    def run(*args):
+        before = {
+            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            status = main([str(word) for word in args])
+        finally:  # the command leaves signals ignored
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return CompletedCommand(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start_worker(simulator, task_queue):
+    """Start a worker process, and return it once it is ready."""
+    with ExitStack() as stack:
+
+        def start_worker(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            command = [*COMMAND, "worker", "--task-queue", task_queue, *map(str, args)]
+            process = stack.enter_context(running_process(command, **pipes))
+            assert (
+                process.stdout.readline()
+                == f"listening on {task_queue} at {os.environ['TEMPORAL_ADDRESS']}\n"
+            )
+            return process
+
+        yield start_worker
+
+
+def stop(process):
+    """Send SIGTERM to a worker, and return its exit status and what it wrote to standard error."""
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.fixture
+def bulk(run, task_queue, tmp_path):
+    """Run `bulk` for a number of partners, on the task queue."""
+
+    def bulk(count, *args):
+        path = tmp_path / "partners.csv"
+        path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
+        return run("bulk", path, "--report-token", REPORT, "--task-queue", task_queue, "--run", "nov", *args)
+
+    return bulk
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tokens_of(lines):
+    return {line["secondary_client_id"]: line["relay_token"] for line in lines}
+
+
+def table_of(text):
+    """Return the closing table of a command."""
+    return dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+
+
+def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tmp_path):
+    """A run on Temporal has the output, the table and the exit status of a local one, and its journal."""
+    simulator.fail(
+        Fault(path=CREATE, secondary_client_id="p3", status=400, body={"error_code": "INVALID_FIELD"})
+    )
+    simulator.fail(Fault(path=CREATE, secondary_client_id="p5", close=True, when="after"))
+    workers = [start_worker(), start_worker()]
+
+    result = bulk(20, "--output", tmp_path / "out.jsonl")
+    assert result.status == 3, result.err
+    expected = {"created": "18", "failed": "1", "unknown": "1", "not_attempted": "0"}
+    assert table_of(result.err) | expected == table_of(result.err)
+    lines = lines_of(tmp_path / "out.jsonl")
+    ledger = {entry["secondary_client_id"]: entry["relay_token"] for entry in simulator.ledger}
+    lost = ledger.pop("p5")
+    assert tokens_of(lines) == ledger | {"p3": None, "p5": None}
+    assert lost
+
+    status = run("status", "nov")
+    assert status.status == 3
+    assert table_of(status.out) | {"created": "18", "failed": "1", "unknown": "1"} == table_of(status.out)
+    assert "unknown: p5" in status.out
+    assert run("export", "nov", "--output", tmp_path / "export.jsonl").status == 0
+    assert tokens_of(lines_of(tmp_path / "export.jsonl")) == tokens_of(lines)
+
+    repeated = bulk(20, "--output", tmp_path / "again.jsonl")
+    assert repeated.status == 3
+    assert tokens_of(lines_of(tmp_path / "again.jsonl")) == tokens_of(lines)
+    assert len(simulator.ledger) == 19
+
+    revoked = run(
+        "revoke", "nov", "--yes", "--task-queue", task_queue, "--output", tmp_path / "revoked.jsonl"
+    )
+    assert revoked.status == 3  # the outcome of p5 is still unknown
+    assert [line["outcome"] for line in lines_of(tmp_path / "revoked.jsonl")] == ["removed"] * 18
+    assert [stop(worker)[0] for worker in workers] == [0, 0]
+
+
+def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, task_queue, tmp_path):
+    """`--detach` submits a run without waiting, again too; a later command follows it."""
+    first = bulk(30, "--detach")
+    assert (first.status, first.out) == (0, ""), first.err
+    assert table_of(first.err) | {"started": "30", "pending": "0", "recorded": "0"} == table_of(first.err)
+    assert "repeat the command without --detach" in first.err
+    second = bulk(30, "--detach", "--concurrency", 3)
+    assert table_of(second.err) | {"started": "0", "pending": "30", "recorded": "0"} == table_of(second.err)
+    assert not simulator.requests
+
+    worker = start_worker("--concurrency", 5)
+    result = bulk(30, "--output", tmp_path / "out.csv")
+    assert result.status == 0, result.err
+    assert len(simulator.ledger) == 30
+    third = bulk(30, "--detach")
+    assert table_of(third.err) | {"started": "0", "pending": "0", "recorded": "30"} == table_of(third.err)
+    assert stop(worker)[0] == 0
+
+
+def test_detach_with_options_without_effect(simulator, bulk, tmp_path):
+    """`--detach` writes no outcomes, and reads the whole input first."""
+    for option in (["--output", tmp_path / "out.csv"], ["--stream"]):
+        result = bulk(1, "--detach", *option)
+        assert result.status == 2
+        assert "--detach: can't be used with --output or --stream" in result.err
+
+
+def test_cancel(simulator, bulk, run, start_worker, task_queue):
+    """`cancel` takes the queued calls off the queue; the run can be resumed."""
+    assert bulk(10, "--detach").status == 0
+    result = run("cancel", "nov", "--task-queue", task_queue)
+    assert (result.status, "cancelled: 10" in result.err) == (0, True), result.err
+    assert run("cancel", "none", "--task-queue", task_queue).status == 1
+    worker = start_worker()
+    assert bulk(10).status == 0
+    assert len(simulator.ledger) == 10
+    assert stop(worker)[0] == 0
+
+
+def test_a_worker_drains(simulator, bulk, start_worker):
+    """At SIGTERM, a worker completes the calls in flight; a second signal abandons them."""
+    simulator.fail(Fault(path=CREATE, latency=1.0))
+    worker = start_worker("--log-format", "json", "--concurrency", 4)
+    assert bulk(4, "--detach").status == 0
+    wait_until(lambda: len(simulator.requests) == 4)
+    status, err = stop(worker)
+    assert status == 0
+    messages = [json.loads(line)["message"] for line in err.splitlines()]
+    assert "stopping: waiting for the calls in flight; a second signal abandons them" in messages
+    assert bulk(4).status == 0
+    assert len(simulator.ledger) == 4
+
+
+def test_a_worker_abandons(simulator, bulk, start_worker):
+    """A second signal abandons the calls in flight, which the exit status shows."""
+    simulator.fail(Fault(path=CREATE, latency=30.0))
+    worker = start_worker()
+    assert bulk(1, "--detach").status == 0
+    wait_until(lambda: len(simulator.requests) == 1)
+    worker.send_signal(signal.SIGTERM)
+    assert "stopping" in worker.stderr.readline()
+    status, err = stop(worker)
+    assert (status, err) == (1, "calls in flight were abandoned; their outcome is unknown\n")
+
+
+def test_an_unknown_namespace(simulator, bulk, run, task_queue):
+    """A namespace that the server doesn't have is an error before anything is sent."""
+    for result in (
+        bulk(1, "--temporal-namespace", "none"),
+        run("worker", "--task-queue", task_queue, "--temporal-namespace", "none"),
+        run("rate", "--task-queue", task_queue, "--temporal-namespace", "none"),
+    ):
+        assert result.status == 1
+        assert "can't use Temporal at" in result.err
+        assert "Namespace none is not found" in result.err
+    assert not simulator.requests
+
+
+def test_a_journal_that_cannot_be_reached(simulator, bulk, run, task_queue, monkeypatch):
+    """A journal that can't be used ends a worker immediately, and not with its first call."""
+    monkeypatch.setenv("PLAID_RELAY_JOURNAL", "postgresql://nobody@127.0.0.1:1/none")
+    result = run("worker", "--task-queue", task_queue, "--lease", 2)
+    assert result.status == 1
+    assert "JournalError" in result.err
+
+
+def test_no_key(simulator, bulk, run, task_queue, monkeypatch):
+    """Without a key, tokens would be stored unencrypted at the Temporal server, which is an error."""
+    monkeypatch.delenv("PLAID_RELAY_KEY")
+    for result in (bulk(1), run("worker", "--task-queue", task_queue)):
+        assert result.status == 2
+        assert "PLAID_RELAY_KEY" in result.err
+    assert not simulator.requests
+
+
+def test_rate(simulator, bulk, run, start_worker, task_queue):
+    """`rate` and `bulk --rate` set the limit of a task queue; `rate` shows it."""
+
+    def facts(*args):
+        result = run("rate", *args, "--task-queue", task_queue)
+        assert result.status == 0, result.err
+        return dict(line.split(":", 1) for line in result.out.replace(" ", "").splitlines())
+
+    assert facts()["limit"] == "none"
+    assert facts("20")["limit"] == "20/s"
+    assert facts("pause")["paused"] == "untilresume"
+    assert facts("resume")["paused"] == "no"
+    assert bulk(1, "--detach", "--rate", 30).status == 0
+    assert facts()["limit"] == "30/s"
+    assert facts("none", "--replace")["limit"] == "none"
+    invalid = bulk(1, "--rate", 0)
+    assert (invalid.status, "--rate: must be a number of calls a second" in invalid.err) == (2, True)

@@ -1,0 +1,150 @@
+"""The options with which the command connects to Temporal: each invalid one is an error that names it."""
+
+from __future__ import annotations
+
+import pytest
+from journal_support import KEY
+
+from plaid_relay_async.cli import main
+from plaid_relay_async.errors import NotSentError
+
+CANARY = "canary-api-key"
+PEM = {
+    "cert": "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",
+    "key": "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n",
+}
+LOCAL = ("--temporal", "127.0.0.1:1", "--task-queue", "relay")
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch, tmp_path):
+    """Use no setting of the user who runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("PLAID_RELAY_KEY", KEY)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Create the files that the tests name: certificates, keys that are private or not, and API keys."""
+    contents = {
+        "cert.pem": PEM["cert"],
+        "key.pem": PEM["key"],
+        "open.pem": PEM["key"],
+        "text.pem": "canary",
+        "api.key": f"{CANARY}\n",
+        "open.key": f"{CANARY}\n",
+        "empty.key": "\n",
+        "latin.key": "ä",
+    }
+    for name, text in contents.items():
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644 if name in {"cert.pem", "open.pem", "open.key"} else 0o600)
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command that only connects to Temporal, and return its status and what it wrote to standard error."""
+
+    def run(*args):
+        status = main(["rate", *args])
+        out, err = capfd.readouterr()
+        assert out == ""
+        return status, err
+
+    return run
+
+
+TLS = "--temporal-tls"
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "problem"),
+    [
+        (["--temporal", "127.0.0.1:1"], {}, "--task-queue: must name the task queue"),
+        (["--task-queue", "q"], {}, "--temporal: must be HOST:PORT"),
+        (["--task-queue", "q", "--temporal", "127.0.0.1"], {}, "--temporal: must be HOST:PORT"),
+        (["--task-queue", "q", "--temporal", "http://127.0.0.1:1"], {}, "--temporal: must be HOST:PORT"),
+        (["--task-queue", "q", "--temporal", "a..b:1"], {}, "--temporal: must be HOST:PORT"),
+        (["--task-queue", "q"], {"TEMPORAL_ADDRESS": "127.0.0.1"}, "--temporal: must be HOST:PORT"),
+        (["--task-queue", "q", "--temporal", "10.0.0.1:7233"], {}, "requires TLS; use --temporal-tls, or"),
+        ([*LOCAL, "--temporal-plaintext", TLS], {}, "--temporal-plaintext: can't be used with"),
+        (
+            [*LOCAL, "--temporal-plaintext"],
+            {"TEMPORAL_API_KEY": CANARY},
+            "--temporal-plaintext: can't be used with",
+        ),
+        (
+            [*LOCAL, "--temporal-api-key-file", "api.key"],
+            {"TEMPORAL_TLS": "false"},
+            "--temporal-api-key-file: an API key requires TLS",
+        ),
+        ([*LOCAL, "--temporal-api-key-file", "none"], {}, "--temporal-api-key-file: none: No such file"),
+        ([*LOCAL, "--temporal-api-key-file", "open.key"], {}, "too open; run chmod 600"),
+        ([*LOCAL, "--temporal-api-key-file", "empty.key"], {}, "must contain an API key"),
+        ([*LOCAL, "--temporal-api-key-file", "latin.key"], {}, "must contain an API key"),
+        ([*LOCAL, f"{TLS}-cert", "cert.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
+        ([*LOCAL, f"{TLS}-key", "key.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
+        ([*LOCAL, f"{TLS}-cert", "none"], {}, f"{TLS}-cert: none: No such file"),
+        (
+            [*LOCAL, f"{TLS}-cert", "cert.pem", f"{TLS}-key", "open.pem"],
+            {},
+            f"{TLS}-key: open.pem: file perm",
+        ),
+        (
+            [*LOCAL],
+            {"TEMPORAL_TLS_CLIENT_CERT_PATH": "cert.pem", "TEMPORAL_TLS_CLIENT_KEY_PATH": "open.pem"},
+            f"{TLS}-key: open.pem: file permissions are too open",
+        ),
+        ([*LOCAL, f"{TLS}-ca", "text.pem"], {}, f"{TLS}-ca: must be a PEM file"),
+        ([*LOCAL], {"TEMPORAL_TLS_SERVER_CA_CERT_DATA": "canary"}, f"{TLS}-ca: must be a PEM file"),
+        ([*LOCAL], {"TEMPORAL_PROFILE": "none"}, "Temporal's settings: Profile 'none' not found"),
+        (["canary", *LOCAL], {}, "RATE: must be a number of calls a second above 0"),
+        (["0", *LOCAL], {}, "RATE: must be a number of calls a second above 0"),
+        (["inf", *LOCAL], {}, "RATE: must be a number of calls a second above 0"),
+        (["pause", "--replace", *LOCAL], {}, "--replace: requires RATE"),
+    ],
+)
+def test_invalid_options(run, files, monkeypatch, args, variables, problem):
+    """Each invalid setting has status 2, and a message that names it and quotes no secret."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, error = run(*args)
+    assert (status, problem in error) == (2, True), error
+    assert "canary" not in error
+
+
+def test_a_broken_configuration_file_is_not_quoted(run, monkeypatch, tmp_path):
+    """The message about an invalid configuration file has the line, and not its text: it may be an API key."""
+    path = tmp_path / "temporal.toml"
+    path.write_text(f'[profile.default]\napi_key = "{CANARY}\n')
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(path))
+    status, error = run(*LOCAL)
+    assert status == 2
+    assert "Temporal's settings:" in error
+    assert "line 2" in error
+    assert CANARY not in error
+
+
+@pytest.mark.parametrize(
+    ("args", "variables"),
+    [
+        ([], {}),
+        (["--temporal-namespace", "other"], {}),
+        ([TLS, f"{TLS}-server-name", "temporal.example"], {}),
+        ([f"{TLS}-cert", "cert.pem", f"{TLS}-key", "key.pem"], {}),
+        (["--temporal-api-key-file", "api.key"], {}),
+        ([], {"TEMPORAL_API_KEY": CANARY}),
+    ],
+)
+def test_a_server_that_cannot_be_reached(run, files, monkeypatch, args, variables):
+    """A server that can't be reached has status 1 and a message with the reason, as for a journal."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, error = run(*LOCAL, *args)
+    assert status == 1
+    assert f"{NotSentError.__name__}: can't use Temporal at 127.0.0.1:1: " in error
+    assert CANARY not in error
+    assert "tonic" not in error

@@ -40,7 +40,7 @@ from plaid_relay_async.errors import (
     WaitTooLongError,
 )
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
-from plaid_relay_async.outcomes import Created
+from plaid_relay_async.outcomes import Created, Unknown
 from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of
 
@@ -98,17 +98,14 @@ class _TaskRecorder:
 
     Attributes:
         recorder: the recorder of a creation or a removal, which holds the pair in this process.
+        recorded_outcome: the outcome, if the journal, or the report of an earlier activity, has one already.
         journalled: whether the journal has the outcome.
     """
 
     recorder: Any
+    recorded_outcome: Any
     journalled: bool = True
-    earlier_in_doubt_error = None  # the worker has taken it into account
-
-    @property
-    def recorded_outcome(self) -> Any:
-        """The outcome, if the journal has one already."""
-        return self.recorder.recorded_outcome
+    earlier_in_doubt_error = None  # the worker takes it into account
 
     def request_to_send(self, request: T) -> T:
         """Return the request; the worker replaces the pair ID in it."""
@@ -192,7 +189,36 @@ class TaskQueue:
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> _TaskRecorder:
         """Return the journal's recorder for a request, which records nothing; see `Journal`."""
-        return _TaskRecorder(await self._journal.acquire_recorder(request, context))
+        recorder: Any = await self._journal.acquire_recorder(request, context)
+        outcome = recorder.recorded_outcome
+        is_in_doubt = isinstance(outcome, Unknown) or recorder.earlier_in_doubt_error is not None
+        try:
+            if is_in_doubt and isinstance(request, RelayCreateRequest):
+                outcome = await self._find_unrecorded(request, recorder.pair) or outcome
+        except BaseException:
+            recorder.release()
+            raise
+        return _TaskRecorder(recorder, outcome)
+
+    async def _find_unrecorded(self, request: RelayCreateRequest, pair: str) -> Created | None:
+        """Return the outcome of a pair that a worker could only report, because its journal had failed."""
+        for repetition in itertools.count():
+            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
+            description = await retry_transient(handle.describe)
+            if description is None:
+                break
+            is_completed = description.status is ActivityExecutionStatus.COMPLETED
+            if is_completed and (payload := await retry_transient(handle.result)) is not None:
+                report = Report.from_payload(payload)
+                if report.relay_token is not None:
+                    return Created(
+                        request=request,
+                        response=RelayCreateResponse(report.relay_token, report.request_id),
+                        attempts=report.attempts,
+                        elapsed=0.0,
+                        request_id=report.request_id,
+                    )
+        return None
 
     async def send(
         self, operation: BatchOperation[Any, Any], request: Any, *, gate: TrackedCall[Any]

@@ -40,8 +40,7 @@ DECLINED = (
 def pytest_generate_tests(metafunc):
     if "seed" in metafunc.fixturenames:
         rounds = metafunc.config.getoption("rounds")
-        slow = "postgres" in metafunc.fixturenames
-        metafunc.parametrize("seed", range(1 if slow and rounds < 10 else rounds))
+        metafunc.parametrize("seed", range(1 if rounds < 10 else rounds))
 
 
 @define

@@ -86,15 +86,15 @@ def test_testing_md_names_the_oldest_versions():
 # --------------------------------------------------------------------------------------- new environments
 
 PLUGINS = ("pytest", "pytest-asyncio", "anyio")
-# A new environment takes half a minute of a core, so `slow` creates these, and `endurance` all.
-SAMPLE = ("oldest pytest-asyncio", "oldest pytest and anyio")
+# A new environment takes half a minute of a core, so `slow` creates a sample, and `endurance` all.
+SAMPLE = "oldest pytest and anyio"
 
 
 def pytest_generate_tests(metafunc):
     """By default, choose a sample of the cases and of the plugins; with --endurance, all."""
     is_complete = metafunc.config.getoption("--endurance")
     if "case" in metafunc.fixturenames:
-        names = CASES if is_complete else SAMPLE
+        names = CASES if is_complete else [SAMPLE]
         metafunc.parametrize("case", [CASES[name] for name in names], ids=names)
     if "plugin" in metafunc.fixturenames:
         metafunc.parametrize("plugin", PLUGINS if is_complete else PLUGINS[:1])

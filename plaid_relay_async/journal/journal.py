@@ -482,6 +482,16 @@ class Journal:
         """
         return self._open_resources.digests.keyed_hash(b"name", *parts)
 
+    async def flush(self) -> None:
+        """Record the outcomes that couldn't be recorded when their calls ended; the journal also retries it.
+
+        Raises:
+            JournalError: they still can't be recorded, or the journal isn't open.
+        """
+        if (coordinator := self._open_resources.coordinator) is not None:
+            await coordinator.writer.drain()
+            await coordinator.writer.write_pending()
+
     async def record_retrieval(
         self, pair_id: str, *, retrieved_at: dt.datetime | None = None
     ) -> PairRecord | None:

@@ -251,6 +251,7 @@ class CallCoordinator:
                 insert_write,
                 earlier_in_doubt_error=None if row_in_doubt is None else row_in_doubt.in_doubt_error(),
                 assumed_new=lookup is ASSUMED_NEW,
+                rows_before=(lookup.own, lookup.holding),
             )
         if isinstance(decision, RejectDuplicate):
             return CreationRecorder(
@@ -302,10 +303,18 @@ class CallCoordinator:
             return Failed(error=row.recorded_error(), **fields)
         return Unknown(error=row.in_doubt_error(), **fields)
 
-    async def read_outcome(self, request: RelayCreateRequest, pair: str) -> Outcome | None:
+    async def read_outcome(
+        self, request: RelayCreateRequest, pair: str, before: tuple[Row | None, Row | None]
+    ) -> Outcome | None:
         """Return the outcome that is recorded for a pair, or `None` if an attempt may start.
 
         Wait while another process may still record one.
+
+        Args:
+            request: the creation.
+            pair: the digest of its pair.
+            before: the run's own row and the row that held the pair, when the recorder was created. If they
+                haven't changed, no attempt was started since.
 
         Raises:
             ConfigurationError: no key decrypts the pair's token.
@@ -315,6 +324,8 @@ class CallCoordinator:
         wait, longest_wait = _POLL_SECONDS
         while True:
             lookup = await self.writer.look_up_pair(pair)
+            if (lookup.own, lookup.holding) == before:
+                return None
             decision = decide(
                 lookup.own,
                 lookup.holding,
@@ -481,6 +492,7 @@ class CreationRecorder(_PairRecorder):
         recorded_outcome: the outcome from the journal, if the request needs no attempt.
         earlier_in_doubt_error: the error of an attempt in doubt whose row the intent retires, if any.
         assumed_new: whether its pair was assumed to be new, without a look-up.
+        rows_before: the run's own row and the row that held the pair, as they were looked up.
     """
 
     intent: RecordIntent | None = None
@@ -490,10 +502,11 @@ class CreationRecorder(_PairRecorder):
     recorded_outcome: Outcome | None = None
     earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
+    rows_before: tuple[Row | None, Row | None] = (None, None)
 
     async def read_outcome(self, request: RelayCreateRequest) -> Outcome | None:
         """Return the outcome that another process has recorded; see `CallCoordinator.read_outcome`."""
-        return await self.coordinator.read_outcome(request, self.pair)
+        return await self.coordinator.read_outcome(request, self.pair, self.rows_before)
 
     def request_to_send(self, request: RelayCreateRequest) -> RelayCreateRequest:
         """Return the request with the pair ID in the URL of its webhook."""

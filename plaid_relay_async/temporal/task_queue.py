@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 from attrs import define, field, frozen
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
@@ -291,8 +291,14 @@ class TaskQueue:
             if recorder.recorded_outcome is not None:
                 return "recorded"
             await recorder.record_outcome(None)  # so that `follow` finds the pair in the journal
-            _, _, is_new = await self.start(self._task(CREATE, request, recorder), 0)
-            return "started" if is_new else "pending"
+            task = self._task(CREATE, request, recorder)
+            for repetition in itertools.count():
+                _, state = await self.start(task, repetition)
+                if state != "ended":
+                    return state
+                if await recorder.recorder.read_outcome(request) is not None:
+                    break
+            return "recorded"
         finally:
             recorder.release()
 
@@ -337,32 +343,28 @@ class TaskQueue:
 
     # ------------------------------------------------------------------------------------- activities
 
-    async def start(self, task: Task, first: int) -> tuple[ActivityHandle[Any], int, bool]:
-        """Start the activity of a task, unless it is pending already.
-
-        Args:
-            task: the task.
-            first: the number of the first repetition that may be pending.
+    async def start(
+        self, task: Task, repetition: int
+    ) -> tuple[ActivityHandle[Any], Literal["started", "pending", "ended"]]:
+        """Start an activity of a task, unless there is one with this number of the repetition.
 
         Returns:
-            The activity, the number of its repetition, and whether it was started now.
+            The activity, and whether it was started now, is pending, or has ended. Once it has ended, only
+            the journal shows whether the pair has an outcome, which may have been recorded since its look-up.
 
         Raises:
             ConfigurationError: Temporal rejects the activity.
         """
-        for repetition in itertools.count(first):
-            try:
-                handle = await retry_transient(self._start, task, repetition)
-            except ActivityAlreadyStartedError:
-                handle = self._handle(task.activity, task.name, repetition)
-                description = await retry_transient(handle.describe)
-                if description is None or description.status is not ActivityExecutionStatus.RUNNING:
-                    continue  # it has ended, and the journal permits another attempt
-                return handle, repetition, False
-            if handle is None:
-                raise ConfigurationError("Temporal has no such namespace")
-            return handle, repetition, True
-        raise AssertionError  # pragma: no cover  # the numbers don't end
+        try:
+            handle = await retry_transient(self._start, task, repetition)
+        except ActivityAlreadyStartedError:
+            handle = self._handle(task.activity, task.name, repetition)
+            description = await retry_transient(handle.describe)
+            is_pending = description is not None and description.status is ActivityExecutionStatus.RUNNING
+            return handle, "pending" if is_pending else "ended"
+        if handle is None:
+            raise ConfigurationError("Temporal has no such namespace")
+        return handle, "started"
 
     async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:
         try:
@@ -418,10 +420,10 @@ class _QueuedCall:
         now = asyncio.get_running_loop().time
         decline_deadline = math.inf
         while True:
-            self._handle, repetition, _ = await self.queue.start(self.task, repetition)
+            self._handle, state = await self.queue.start(self.task, repetition)
             if self._stopped:
                 await self._cancel_activity()
-            report = await self._wait()
+            report = None if state == "ended" else await self._wait()
             if report is not None and not (_is_declined(report) and now() < decline_deadline):
                 return await self._response(report)
             if report is None and (response := await self._recorded_response()) is not None:
@@ -429,12 +431,14 @@ class _QueuedCall:
             if self._stopped:
                 self.gate.phase = Phase.WAITING
                 raise AttemptForbiddenError
+            repetition += 1
+            if state == "ended":
+                continue
             # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
             if report is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
             await asyncio.sleep(wait)
             wait = min(2 * wait, _BACKOFF_SECONDS[1])
-            repetition += 1
 
     async def stop(self) -> None:
         """Take the call off the queue, unless a worker has begun it."""

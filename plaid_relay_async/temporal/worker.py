@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # A run has a journal for each combination of settings. Each one has its own connections.
 _MAX_IDLE_JOURNALS: Final = 8
+_FLUSH_SECONDS: Final = 1.0  # between two attempts to record what couldn't be recorded
 
 
 @define(eq=False, repr=False)
@@ -157,6 +158,7 @@ class Worker:
         self._concurrency = concurrency
         self._retry = retry or RetryPolicy()
         self._journals: OrderedDict[JournalSettings, _OpenJournal] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
         # The arguments are checked now, and not by the first task.
         if Journal(journal_url, **self._journal_options).path is not None:
             raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
@@ -181,9 +183,12 @@ class Worker:
             async with worker:
                 await asyncio.get_running_loop().create_future()
         finally:
+            for closing in self._closing:
+                closing.cancel()
             for opened in self._journals.values():
                 await opened.journal.close()
             self._journals.clear()
+            await asyncio.gather(*self._closing, return_exceptions=True)
 
     @activity.defn(name=CREATE_ACTIVITY)
     async def _create(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class Worker:
                     await batch
                 except BatchStoppedError as stopped:
                     error = stopped.__cause__
-                    opened.failed = isinstance(error, JournalError)
+                    opened.failed = opened.failed or isinstance(error, JournalError)
                 outcomes = [*batch.result.succeeded, *batch.result.failed, *batch.result.unknown]
         except (ConfigurationError, JournalError) as raised:
             error = raised
@@ -261,9 +266,26 @@ class Worker:
             if self._journals.get(settings) is opened:
                 del self._journals[settings]
             if not opened.users:
-                unused.append(opened)
+                closing = asyncio.create_task(_close_when_written(opened))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
         for key, other in list(self._journals.items()):
             if len(self._journals) > _MAX_IDLE_JOURNALS and not other.users:
                 unused.append(self._journals.pop(key))
         for unused_journal in unused:
             await unused_journal.journal.close()
+
+
+async def _close_when_written(opened: _OpenJournal) -> None:
+    """Close a journal that has failed, once it has recorded the outcomes of its calls.
+
+    If the activity of such a call had timed out by then, no other process has its token.
+    """
+    try:
+        while opened.is_open:
+            with contextlib.suppress(JournalError):
+                await opened.journal.flush()
+                break
+            await asyncio.sleep(_FLUSH_SECONDS)
+    finally:
+        await opened.journal.close()

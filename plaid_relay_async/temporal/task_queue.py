@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
 from attrs import define, field, frozen
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
 from temporalio.common import (
     ActivityIDReusePolicy,
@@ -30,13 +31,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from plaid_relay_async.batch import CREATE, AttemptForbiddenError, LostRaceError, Phase, TrackedCall
 from plaid_relay_async.batch.input import RequestReader
-from plaid_relay_async.config import check_seconds
+from plaid_relay_async.config import check_count, check_seconds
+from plaid_relay_async.error_codes import is_declined
 from plaid_relay_async.errors import (
     ConfigurationError,
     JournalError,
     OutcomeUnknownError,
+    PlaidAPIError,
     PlaidRelayError,
-    RateLimitError,
     WaitTooLongError,
 )
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
@@ -62,6 +64,7 @@ RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 _BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
+_ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # Errors after which the same request to Temporal may succeed.
 _TRANSIENT: Final = frozenset(
     {
@@ -99,12 +102,12 @@ class _TaskRecorder:
     Attributes:
         recorder: the recorder of a creation or a removal, which holds the pair in this process.
         recorded_outcome: the outcome, if the journal, or the report of an earlier activity, has one already.
-        journalled: whether the journal has the outcome.
+        journalled: whether the journal has the outcome, as far as this process knows.
     """
 
     recorder: Any
     recorded_outcome: Any
-    journalled: bool = True
+    journalled: bool = False
     earlier_in_doubt_error = None  # the worker takes it into account
 
     def request_to_send(self, request: T) -> T:
@@ -230,12 +233,14 @@ class TaskQueue:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             task: Any = asyncio.current_task()
-            if running.done() or task.cancelling() > 1:  # the batch was abandoned
-                raise
-            # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In that
-            # case it is drained, and only a second cancellation abandons it.
+            if not running.done():
+                gate.phase = Phase.IN_FLIGHT  # a worker may have begun it
+                if task.cancelling() > 1:  # the batch was abandoned
+                    raise
+                # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In
+                # that case it is drained, and only a second cancellation abandons it.
+                await call.stop()
             task.uncancel()
-            await call.stop()
             return await asyncio.shield(running)
         finally:
             running.cancel()
@@ -268,24 +273,26 @@ class TaskQueue:
             ConfigurationError: Temporal rejects the request, or the journal needs a namespace.
             JournalError: the journal can't be read or written.
         """
+        check_count("concurrency", concurrency)
         counts = dict.fromkeys(("started", "pending", "recorded"), 0)
         context = client.relay.call_context()
         reader = RequestReader(requests, RelayCreateRequest, None)
 
         async def submit_each() -> None:
             while (request := await reader.read_next()) is not None:
-                with contextlib.suppress(LostRaceError):
-                    counts[await self._submit_one(request, context)] += 1
-                    continue
-                # The journal had assumed that the pair is new. Now it looks the pair up.
-                counts[await self._submit_one(request, context)] += 1
+                while (word := await self._submit_one(request, context)) is None:
+                    pass  # the journal had assumed that the pair is new, and looks it up now
+                counts[word] += 1
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(submit_each())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(submit_each())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return Submitted(**counts)
 
-    async def _submit_one(self, request: RelayCreateRequest, context: CallContext) -> str:
+    async def _submit_one(self, request: RelayCreateRequest, context: CallContext) -> str | None:
         recorder = await self.acquire_recorder(request, context)
         try:
             if recorder.recorded_outcome is not None:
@@ -298,6 +305,9 @@ class TaskQueue:
                     return state
                 if await recorder.recorder.read_outcome(request) is not None:
                     break
+        except LostRaceError:
+            return None
+        else:
             return "recorded"
         finally:
             recorder.release()
@@ -443,7 +453,6 @@ class _QueuedCall:
     async def stop(self) -> None:
         """Take the call off the queue, unless a worker has begun it."""
         self._stopped = True
-        self.gate.phase = Phase.IN_FLIGHT
         await self._cancel_activity()
 
     async def _cancel_activity(self) -> None:
@@ -457,7 +466,11 @@ class _QueuedCall:
         try:
             payload = await retry_transient(handle.result)
         except ConfigurationError as error:
-            raise _unreadable_error(error) from error
+            # The server itself adds an unencrypted payload to the failure of an activity that it cancels.
+            description = await retry_transient(handle.describe)
+            if description is not None and description.status in _ENDED_BY_A_WORKER:
+                raise _unreadable_error(error) from error
+            return None
         except ActivityFailureError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
@@ -481,6 +494,7 @@ class _QueuedCall:
             raise _unreadable_error(error) from error
         if outcome is None:
             return None
+        recorder.journalled = outcome.journalled
         self.gate.attempts = outcome.attempts
         if isinstance(outcome, Created):
             return outcome.response
@@ -513,8 +527,9 @@ def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:
 
 
 def _is_declined(report: Report) -> bool:
-    """Return whether a rate limit has kept a worker from making the call."""
-    return report.error is not None and isinstance(report.to_error(), RateLimitError | WaitTooLongError)
+    """Return whether a rate limit has kept a worker from making the call, and a later one may succeed."""
+    error = None if report.error is None else report.to_error()
+    return isinstance(error, WaitTooLongError) or (isinstance(error, PlaidAPIError) and is_declined(error))
 
 
 async def retry_transient(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -527,16 +542,28 @@ async def retry_transient(request: Callable[P, Awaitable[T]], *args: P.args, **k
     """
     wait = _BACKOFF_SECONDS[0]
     while True:
+        is_namespace_missing = False
         try:
             return await request(*args, **kwargs)
+        except asyncio.CancelledError:
+            task: Any = asyncio.current_task()
+            if task.cancelling():
+                raise
+            status = RPCStatusCode.CANCELLED  # temporalio raises this, too, if the server cancels the request
         except RPCError as error:
             status = error.status
-        if status is RPCStatusCode.NOT_FOUND:
+            details = error.grpc_status.details
+            is_namespace_missing = any(each.Is(NamespaceNotFoundFailure.DESCRIPTOR) for each in details)
+        if status is RPCStatusCode.NOT_FOUND and not is_namespace_missing:
             return None
         if status not in _TRANSIENT:
             # The server's text isn't shown, because it may quote the request.
-            problem = status.name.lower().replace("_", " ")
-            raise ConfigurationError(f"Temporal has rejected a request: {problem}")
+            problem = "namespace not found" if is_namespace_missing else status.name.lower().replace("_", " ")
+            raise ConfigurationError(
+                f"Temporal has rejected a request: {problem}",
+                advice="Check the namespace of Temporal's client, and its API key or certificate. The server "
+                "must be 1.32 or later.",
+            )
         _logger.info("Temporal didn't respond (%s); trying again in %.1f s", status.name, wait)
         await asyncio.sleep(wait)
         wait = min(2 * wait, _BACKOFF_SECONDS[1])

@@ -1,0 +1,126 @@
+"""What a process uses that queues its calls for workers: settings, names, pair IDs, and recorded outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from journal_support import KEY, OTHER_KEY, create_in_run, creation_requests
+from support import CREATE
+
+from plaid_relay_async import (
+    ConfigurationError,
+    Created,
+    DuplicateRequestError,
+    Failed,
+    JournalError,
+    Unknown,
+)
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.journal import JournalSettings
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # psycopg's and SQLAlchemy's own
+
+
+async def test_another_process_can_open_the_same_journal_with_its_settings(url):
+    """The run and the settings for its pairs are those that the journal was created with."""
+    journal = Journal(url, run="x", key=KEY, on_existing="refuse", retry_unknown=True)
+    assert journal.settings == JournalSettings("x", "refuse", retry_unknown=True, retry_failed=False)
+
+
+async def test_names_depend_on_the_journal_and_not_on_its_key(url, tmp_path):
+    """The keyed hash of texts stays the same after a rotation, and differs in another journal."""
+    async with Journal(url, key=KEY) as journal:
+        names = [journal.keyed_hash(*parts) for parts in (("a", "b"), ("ab",), ("a", "b", ""))]
+    async with Journal(url, key=[OTHER_KEY, KEY]) as journal:
+        await journal.rotate()
+        rotated = journal.keyed_hash("a", "b")
+    async with Journal(tmp_path / "other.db", key=KEY) as journal:
+        other = journal.keyed_hash("a", "b")
+    assert len({*names, other}) == 4
+    assert rotated == names[0]
+    with pytest.raises(JournalError, match="isn't open"):
+        journal.keyed_hash("a")
+
+
+async def test_the_pair_ids_of_a_run_are_listed(client, plaid, report, url):
+    """All of them, or those with certain outcomes; a pair ID is the one in the URL of a webhook."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p1", status=400, body={"error_type": "ITEM_ERROR"}))
+    await create_in_run(client, report, url, "x", 3)
+    async with Journal(url, run="x", key=KEY) as journal:
+        every = [pair async for pair in journal.pair_ids("x")]
+        failed = [pair async for pair in journal.pair_ids("x", outcomes={"failed"})]
+        (request,) = creation_requests(report, 1)
+        recorder = await journal.acquire_recorder(request, client.relay.call_context())
+        recorder.release()
+        with pytest.raises(ConfigurationError, match="unknown name"):
+            await anext(journal.pair_ids("x", outcomes={"lost"}))
+        with pytest.raises(JournalError, match="no run 'y'"):
+            await anext(journal.pair_ids("y"))
+    assert (len(every), len(failed)) == (3, 1)
+    assert failed[0] in every
+    assert recorder.pair in every
+
+
+# -------------------------------------------------------------------------- outcomes of other processes
+
+
+async def read_outcome(client, report, url, act, **settings):
+    """Acquire a recorder, then act in another run or process, and return the outcome that the recorder reads."""
+    (request,) = creation_requests(report, 1)
+    async with Journal(url, run="x", key=KEY, **settings) as journal:
+        recorder = await journal.acquire_recorder(request, client.relay.call_context())
+        try:
+            return await act(recorder, request)
+        finally:
+            recorder.release()
+
+
+async def test_no_outcome_is_recorded_as_long_as_nothing_was_attempted(client, report, url):
+    """An attempt may start."""
+
+    async def act(recorder, request):
+        return await recorder.read_outcome(request)
+
+    assert await read_outcome(client, report, url, act) is None
+
+
+@pytest.mark.parametrize(
+    ("faults", "kind"),
+    [
+        ([], Created),
+        ([Fault(path=CREATE, latency=0.3)], Created),
+        ([Fault(path=CREATE, status=400, body={"error_type": "INVALID_INPUT"})], Failed),
+        ([Fault(path=CREATE, close=True, when="after")], Unknown),
+    ],
+    ids=["created", "in progress", "failed", "unknown"],
+)
+async def test_the_outcome_of_another_process_is_read(client, plaid, report, url, faults, kind):
+    """A call in progress is waited for. An outcome that may be repeated is returned, with its attempts."""
+    plaid.fail(*faults)
+
+    async def act(recorder, request):
+        other = asyncio.create_task(create_in_run(client, report, url, "x", 1))
+        while not plaid.requests:
+            await asyncio.sleep(0.01)
+        outcome = await recorder.read_outcome(request)
+        return outcome, await other
+
+    outcome, (result, _) = await read_outcome(client, report, url, act, retry_failed=True, retry_unknown=True)
+    assert type(outcome) is kind
+    assert (outcome.attempts, outcome.journalled, outcome.request) == (1, True, outcome.request)
+    assert [each.relay_token for each in result.created] == (
+        [outcome.relay_token] if isinstance(outcome, Created) else []
+    )
+
+
+async def test_a_pair_that_another_run_has_taken_is_refused(client, report, url):
+    """The outcome is the one of a journal that refuses pairs of other runs."""
+
+    async def act(recorder, request):
+        await create_in_run(client, report, url, "y", 1)
+        return await recorder.read_outcome(request)
+
+    outcome = await read_outcome(client, report, url, act, on_existing="refuse")
+    assert isinstance(outcome.error, DuplicateRequestError)

@@ -1,0 +1,429 @@
+"""Runs on a task queue: one process starts the calls, and workers make them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from decimal import Decimal
+
+import aiohttp
+import pytest
+from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
+from support import CREATE, OWNER, QUICK, REMOVE, issued_tokens
+from temporal_support import create_on_queue, open_queue, pair_of, running_worker
+
+from plaid_relay_async import (
+    AssetReportError,
+    AuthenticationError,
+    DuplicateRequestError,
+    InvalidRequestError,
+    ItemError,
+    OutcomeUnknownError,
+    RateLimitError,
+    RelayClient,
+    RelayCreateRequest,
+)
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
+
+pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
+
+INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
+
+
+@pytest.fixture
+async def worker(temporal_client, task_queue, client, journal_url):
+    async with running_worker(temporal_client, task_queue, client, journal_url) as task:
+        yield task
+
+
+@pytest.fixture
+async def run_x(temporal_client, task_queue, journal_url):
+    """A task queue for the run `x`, and its journal."""
+    async with open_queue(temporal_client, task_queue, journal_url) as opened:
+        yield opened
+
+
+# ---------------------------------------------------------------------------------------------- outcomes
+
+
+async def test_a_run_has_the_outcomes_of_a_local_one(client, plaid, report, worker, run_x):
+    """Each pair has its token, in the outcome and in the journal."""
+    queue, journal = run_x
+    result = await create_on_queue(queue, client, report)
+    records = await read_records(journal, "x")
+    assert queue.run == "x"
+    assert result.counts == {"created": 10}
+    assert {each.relay_token for each in result.created} == {line["relay_token"] for line in plaid.ledger}
+    assert {each.relay_token for each in records} == {each.relay_token for each in result.created}
+    assert {(each.attempts, each.journalled) for each in result.created} == {(1, True)}
+    assert {each.request_id for each in result.created} == {each.request_id for each in records}
+    assert set(tokens_per_partner(plaid).values()) == {1}
+
+
+async def test_each_kind_of_outcome_is_returned_and_recorded(client, plaid, report, worker, run_x):
+    """A failed and an unknown creation have their error, with its attributes, as after a local call."""
+    queue, journal = run_x
+    plaid.fail(
+        Fault(path=CREATE, secondary_client_id="p1", status=400, body={"error_type": "ITEM_ERROR"}),
+        Fault(path=CREATE, secondary_client_id="p2", close=True, when="after"),
+        Fault(path=CREATE, secondary_client_id="p3", status=500, when="before"),
+        Fault(path=CREATE, secondary_client_id="p4", status=429, times=1),
+    )
+    result = await create_on_queue(queue, client, report, 5)
+    records = {each.secondary_client_id: each for each in await read_records(journal, "x")}
+    (failed,), (lost, broken) = (
+        result.failed,
+        sorted(result.unknown, key=lambda each: each.request.secondary_client_id),
+    )
+    assert {each.request.secondary_client_id: each.attempts for each in result.created} == {"p0": 1, "p4": 2}
+    assert isinstance(failed.error, ItemError)
+    assert (failed.error.status, failed.error.error_type, failed.error.sent) == (400, "ITEM_ERROR", True)
+    assert failed.request_id == failed.error.request_id is not None
+    assert (lost.error.sent, lost.error.status, broken.error.status) == (True, None, 500)
+    assert lost.error.advice == OutcomeUnknownError.advice
+    assert all(each.journalled for each in (failed, lost, broken))
+    assert {name: (each.outcome, each.attempts) for name, each in records.items()} == {
+        "p0": ("created", 1),
+        "p1": ("failed", 1),
+        "p2": ("unknown", 1),
+        "p3": ("unknown", 1),
+        "p4": ("created", 2),
+    }
+    assert result.stopped_by is None
+
+
+async def test_a_call_that_is_declined_for_ever_fails_as_declined(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """An allocation that is used up isn't waited for: the batch stops after a few such errors, as a local one."""
+    plaid.fail(Fault(path=CREATE, status=429, body={"error_code": "CREDITS_EXHAUSTED"}))
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
+    ):
+        result = await create_on_queue(queue, client, report, 5, concurrency=1)
+        status = await journal.status("x")
+    assert isinstance(result.stopped_by, RateLimitError)
+    assert (result.counts, len(result.not_attempted)) == ({"failed": 3}, 0)
+    assert status.counts == {"failed": 3}
+    assert len(plaid.requests) == 3
+
+
+async def test_the_request_arrives_as_it_would_from_a_local_run(
+    plaid, report, temporal_client, task_queue, journal_url
+):
+    """The fields of `extra` are sent with all digits of their numbers, and the webhook with the ID of its pair."""
+    bodies, trace = [], aiohttp.TraceConfig()
+
+    async def keep_body(_session, _context, sent):
+        bodies.append(sent.chunk)
+
+    trace.on_request_chunk_sent.append(keep_body)
+    extra = {"rate": Decimal("0.10"), "other": [None, 1.5, "ü"]}
+    request = RelayCreateRequest([report], "p", webhook="https://lender.example/{pair}", extra=extra)
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as session,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK, session=session) as client,
+        running_worker(temporal_client, task_queue, client, journal_url),
+    ):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+            await client.relay.create_many([request], task_queue=queue)
+            pair = await pair_of(journal)
+        async with Journal(journal_url, run="local", key=KEY, on_existing="create") as journal:
+            await client.relay.create_many([request], journal=journal)
+    on_queue, local = bodies
+    assert on_queue == local
+    assert b'"rate":0.10' in local.replace(b" ", b"")
+    assert json.loads(local)["webhook"] == f"https://lender.example/{pair}"
+
+
+async def test_a_request_that_is_there_twice_is_sent_once(client, plaid, report, worker, run_x):
+    """The second request for a pair fails as a duplicate; if duplicates are allowed, it gets the same token."""
+    queue, _ = run_x
+    twice = [*creation_requests(report, 1)] * 2
+    result = await client.relay.create_many(twice, task_queue=queue)
+    allowed = await client.relay.create_many(twice, task_queue=queue, allow_duplicates=True)
+    assert isinstance(result.failed[0].error, DuplicateRequestError)
+    assert [each.relay_token for each in allowed.created] == issued_tokens(plaid) * 2
+
+
+# -------------------------------------------------------------------------------------- recorded outcomes
+
+
+async def test_a_pair_with_a_token_is_not_sent_to_the_workers(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """The same run, and another one, get the recorded tokens without a worker."""
+    local, _ = await create_in_run(client, report, journal_url, "x", 3)
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        same = await create_on_queue(queue, client, report, 3)
+    async with open_queue(temporal_client, task_queue, journal_url, "y") as (queue, journal):
+        other = await create_on_queue(queue, client, report, 3)
+        status = await journal.status("y")
+    tokens = {each.relay_token for each in local.created}
+    assert (
+        {each.relay_token for each in same.created} == {each.relay_token for each in other.created} == tokens
+    )
+    assert {(each.attempts, each.journalled) for each in [*same.created, *other.created]} == {(0, True)}
+    assert (len(plaid.ledger), status.counts) == (3, {"created": 3})
+
+
+async def test_a_pair_of_another_run_is_refused_or_created_again(
+    client, plaid, report, temporal_client, task_queue, journal_url, worker
+):
+    """The journal's setting for pairs of other runs applies to the workers, too."""
+    await create_in_run(client, report, journal_url, "x", 1)
+    async with open_queue(temporal_client, task_queue, journal_url, "y", on_existing="refuse") as (queue, _):
+        refused = await create_on_queue(queue, client, report, 1)
+    async with open_queue(temporal_client, task_queue, journal_url, "z", on_existing="create") as (queue, _):
+        created = await create_on_queue(queue, client, report, 1)
+    assert isinstance(refused.failed[0].error, DuplicateRequestError)
+    assert created.created[0].relay_token == issued_tokens(plaid)[1]
+    assert len(plaid.ledger) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "setting", "kind"),
+    [
+        (Fault(path=CREATE, times=1, status=400, body=INVALID), "retry_failed", "failed"),
+        (Fault(path=CREATE, times=1, close=True, when="after"), "retry_unknown", "unknown"),
+    ],
+    ids=["failed", "unknown"],
+)
+async def test_a_repetition_needs_the_permission_of_the_journal(
+    client, plaid, report, temporal_client, task_queue, journal_url, worker, fault, setting, kind
+):
+    """A failed or unknown pair is recorded as such, and created again only with the setting for it."""
+    plaid.fail(fault)
+    results = []
+    for settings in ({}, {}, {setting: True}):
+        async with open_queue(temporal_client, task_queue, journal_url, **settings) as (queue, _):
+            results.append(await create_on_queue(queue, client, report, 1))
+    assert [each.counts for each in results] == [{kind: 1}, {kind: 1}, {"created": 1}]
+    assert len(plaid.requests) == 2
+    assert [each.attempts for each in results[2].created] == [1]
+
+
+async def test_a_failure_that_may_pass_is_repeated_by_the_next_run(
+    client, plaid, report, temporal_client, task_queue, journal_url, worker
+):
+    """The next run starts another activity for a pair whose activity has ended."""
+    plaid.fail(Fault(path=CREATE, times=1, status=400, body={"error_type": "ITEM_ERROR"}))
+    counts = []
+    for _ in range(2):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+            counts.append((await create_on_queue(queue, client, report, 1)).counts)
+    assert counts == [{"failed": 1}, {"created": 1}]
+
+
+# ------------------------------------------------------------------------------- errors that several share
+
+
+async def test_errors_that_every_request_gets_stop_the_batch(client, plaid, report, worker, run_x):
+    """After three of them, no further request is added to the queue."""
+    queue, journal = run_x
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_API_KEYS"}))
+    result = await create_on_queue(queue, client, report, concurrency=1)
+    status = await journal.status("x")
+    assert isinstance(result.stopped_by, AuthenticationError)
+    assert (result.counts, status.counts, len(plaid.requests)) == ({"failed": 3}, {"failed": 3}, 3)
+
+
+async def test_errors_of_one_report_stop_only_its_requests(client, plaid, report, worker, run_x):
+    """After three of them, the report's other pairs aren't attempted, and another report is shared."""
+    queue, journal = run_x
+    other = plaid.add_report()
+    plaid.fail(Fault(path=CREATE, times=3, status=400, body={"error_type": "ASSET_REPORT_ERROR"}))
+    requests = [*creation_requests(report, 5), RelayCreateRequest([other], "q")]
+    result = await client.relay.create_many(requests, task_queue=queue, concurrency=1)
+    status = await journal.status("x")
+    assert (result.counts, len(plaid.requests)) == ({"failed": 5, "created": 1}, 4)
+    assert {type(each.error) for each in result.failed} == {AssetReportError}
+    assert status.counts == {"failed": 3, "created": 1, "not_attempted": 2}
+
+
+# -------------------------------------------------------------------------------------------- removals
+
+
+async def test_tokens_are_removed_by_workers(client, plaid, report, worker, run_x):
+    """The removal of a recorded token is recorded, that of another token isn't, and a removed one isn't sent."""
+    queue, journal = run_x
+    unrecorded = await client.relay.create([report], "q")
+    created = await create_on_queue(queue, client, report, 2)
+    tokens = [each.relay_token for each in created.created]
+    result = await client.relay.remove_many([*tokens, unrecorded.relay_token], task_queue=queue)
+    sent = len(plaid.requests)
+    again = await client.relay.remove_many(tokens, task_queue=queue)
+    status = await journal.status("x")
+    assert result.counts == {"removed": 3}
+    assert {each.request.relay_token: each.journalled for each in result.succeeded} == {
+        **dict.fromkeys(tokens, True),
+        unrecorded.relay_token: False,
+    }
+    assert {each.attempts for each in result.succeeded} == {1}
+    assert (again.counts, len(plaid.requests)) == ({"removed": 2}, sent)
+    assert status.counts == {"removed": 2}
+
+
+async def test_a_removal_that_failed_is_repeated(client, plaid, report, worker, run_x):
+    """The next call starts another activity, and an earlier removal in doubt is taken into account."""
+    queue, journal = run_x
+    (created,) = (await create_on_queue(queue, client, report, 1)).created
+    plaid.fail(
+        Fault(path=REMOVE, times=1, status=400, body=INVALID),
+        Fault(path=REMOVE, times=4, close=True),
+    )
+    failed, unknown, removed = [
+        await client.relay.remove_many([created.relay_token], task_queue=queue) for _ in range(3)
+    ]
+    status = await journal.status("x")
+    assert isinstance(failed.failed[0].error, InvalidRequestError)
+    assert [(each.attempts, each.journalled) for each in unknown.unknown] == [(4, True)]
+    assert [(each.attempts, each.journalled) for each in removed.succeeded] == [(1, True)]
+    assert not removed.succeeded[0].response.inferred
+    assert status.counts == {"removed": 1}
+
+
+# ------------------------------------------------------------------------- leaving, cancelling, abandoning
+
+
+async def test_leaving_the_stream_takes_the_queued_calls_off_the_queue(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """Calls that a worker has begun are drained; the others aren't attempted, now or by a later worker."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p1", latency=1.0))
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        async with (
+            running_worker(temporal_client, task_queue, client, journal_url, concurrency=1),
+            client.relay.create_many(creation_requests(report, 8), task_queue=queue) as outcomes,
+        ):
+            async for _ in outcomes:
+                break
+        result = outcomes.result
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            await asyncio.sleep(0.5)
+        status = await journal.status("x")
+    created = result.counts["created"]
+    assert 1 <= created < 8
+    assert len(result.not_attempted) == 8 - created
+    assert len(plaid.ledger) == created
+    assert status.counts == {"created": created, "not_attempted": 8 - created}
+    assert result.counts.total() == created
+
+
+async def test_a_cancelled_batch_drains(client, plaid, report, temporal_client, task_queue, journal_url):
+    """The call that a worker has begun has its outcome once the cancellation is raised."""
+    plaid.fail(Fault(path=CREATE, latency=0.5))
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
+        running = asyncio.ensure_future(batch)
+        while not plaid.requests:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert batch.result.counts == {"created": 1}
+
+
+async def test_an_abandoned_batch_does_not_know_what_workers_have_begun(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """Its calls are unknown, because a worker makes them; the run can be followed, and then has their tokens."""
+    plaid.fail(Fault(path=CREATE, latency=0.5))
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        batch = client.relay.create_many(creation_requests(report, 2), task_queue=queue)
+        running = asyncio.ensure_future(batch)
+        while len(plaid.requests) < 2:
+            await asyncio.sleep(0.01)
+        batch.abandon()
+        abandoned = await running
+        followed = await queue.follow(client)
+    assert abandoned.counts == {"unknown": 2}
+    assert {each.journalled for each in abandoned.unknown} == {False}
+    assert followed.counts == {"created": 2}
+    assert len(plaid.ledger) == 2
+
+
+async def test_a_drain_is_ended_by_abandoning_the_batch(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """A call that a worker has begun and that isn't waited for is unknown."""
+    plaid.fail(Fault(path=CREATE, latency=1.0))
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
+        running = asyncio.ensure_future(batch)
+        while not plaid.requests:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.sleep(0.1)
+        batch.abandon()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert batch.result.counts == {"unknown": 1}
+
+
+# ----------------------------------------------------------------------------------- submit, follow, cancel
+
+
+async def test_a_run_is_submitted_in_one_process_and_followed_in_another(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """Each call is added to the queue once, and the outcomes are those of a batch."""
+    requests = [*creation_requests(report, 5)]
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        first = await queue.submit(client, requests[:3])
+        second = await queue.submit(client, requests)
+        status = await journal.status("x")
+    async with (
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        running_worker(temporal_client, task_queue, client, journal_url),
+    ):
+        result = await queue.follow(client)
+        third = await queue.submit(client, requests)
+    assert (first.started, first.pending, first.recorded) == (3, 0, 0)
+    assert (second.started, second.pending, second.recorded) == (2, 3, 0)
+    assert (third.started, third.pending, third.recorded) == (0, 0, 5)
+    assert status.counts == {"not_attempted": 5}
+    assert {each.relay_token for each in result.created} == set(issued_tokens(plaid))
+    assert [each.request for each in sorted(result.created, key=lambda e: e.request.secondary_client_id)] == [
+        *requests
+    ]
+
+
+async def test_many_new_pairs_are_submitted_without_a_look_up_of_each(
+    client, report, temporal_client, task_queue, journal_url
+):
+    """A pair that the journal has assumed to be new, without a look-up, is submitted all the same."""
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        submitted = await queue.submit(client, creation_requests(report, 105), concurrency=3)
+        status = await journal.status("x")
+    assert submitted.started == 105
+    assert status.counts == {"not_attempted": 105}
+
+
+async def test_a_cancelled_run_is_not_created_by_workers(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """What is taken off the queue stays off it until the requests are submitted again."""
+    requests = [*creation_requests(report, 3)]
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        await queue.submit(client, requests)
+        cancelled = await queue.cancel()
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            await asyncio.sleep(0.5)
+            sent = len(plaid.requests)
+            again = await queue.submit(client, requests)
+            result = await queue.follow(client)
+        left = await queue.cancel()
+    assert (cancelled, sent, again.started, left) == (3, 0, 3, 0)
+    assert result.counts == {"created": 3}

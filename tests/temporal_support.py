@@ -1,0 +1,49 @@
+"""Helpers for the tests on Temporal: workers in the test's process, and runs on a task queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from journal_support import KEY, creation_requests
+
+from plaid_relay_async.journal import Journal
+from plaid_relay_async.temporal import TaskQueue, Worker
+
+LONG = 60.0  # seconds; a limit that no call of a test reaches
+
+
+@contextlib.asynccontextmanager
+async def running_worker(temporal_client, task_queue, client, url, *, key=KEY, **options):
+    """Run a worker in this process, and drain it after the block."""
+    worker = Worker(temporal_client, task_queue, client, url, key=key, **options)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def open_queue(temporal_client, task_queue, url, run="x", *, start_to_close=LONG, **settings):
+    """Open a journal, and yield it with a task queue for its run."""
+    async with Journal(url, run=run, key=KEY, **settings) as journal:
+        yield TaskQueue(temporal_client, task_queue, journal=journal, start_to_close=start_to_close), journal
+
+
+async def create_on_queue(queue, client, report, count=10, **options):
+    """Create for some partners on a task queue, and return the result."""
+    return await client.relay.create_many(creation_requests(report, count), task_queue=queue, **options)
+
+
+def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
+    """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
+    return queue._handle(activity, name, repetition)
+
+
+async def pair_of(journal, run="x"):
+    """Return the ID of the only pair of a run."""
+    (pair,) = [pair async for pair in journal.pair_ids(run)]
+    return pair

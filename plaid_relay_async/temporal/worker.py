@@ -170,8 +170,13 @@ class Worker:
         abandons them.
 
         Raises:
+            ConfigurationError: the key of the journal doesn't match.
+            JournalError: the journal can't be opened.
             RuntimeError: Temporal rejects the worker.
         """
+        # So that a worker that can't use the journal fails now, and not with each task.
+        async with Journal(self._journal_url, **self._journal_options):
+            pass
         worker = ActivityWorker(
             self._temporal,
             task_queue=self._task_queue,

@@ -19,6 +19,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, PendingActivityState
 from temporalio.service import RPCError
 
+from plaid_relay_async import batch
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY
 
@@ -79,7 +80,7 @@ async def describe_activities(run, repetition=0):
     """Return the descriptions of the activities of all pairs with a number of the repetition."""
     descriptions = []
     async with run.opened() as (_, queue):
-        if "x" not in [each.name for each in await queue._journal.runs()]:
+        if not await queue._journal.runs():
             return []
         async for pair in queue._journal.pair_ids("x"):
             with contextlib.suppress(RPCError):  # there is no such activity
@@ -92,7 +93,7 @@ async def wait_for_activity(run, status, repetition=0):
     async with asyncio.timeout(60):
         while True:
             for each in await describe_activities(run, repetition):
-                if status in {each.status, each.run_state}:
+                if status is each.status or status is each.run_state:  # they are equal to others as numbers
                     return
             await asyncio.sleep(0.1)
 
@@ -268,9 +269,10 @@ async def test_a_worker_is_suspended_before_its_intent(a_run, plaid, postgres):
     assert await check_outcomes(other, plaid, outcomes) == set()
 
 
-async def test_workers_are_suspended_at_random(a_run, plaid, rounds):
+async def test_workers_are_suspended_at_random(a_run, plaid, size):
     """Two workers are suspended in turn beyond each limit: no pair has two tokens."""
-    run = evolve(a_run, partners=40 * rounds, start_to_close=3.0, retry_unknown=True)
+    suspensions = size(3, 30)
+    run = evolve(a_run, partners=50 * suspensions, start_to_close=3.0, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, latency=0.3))
     rng = random.Random(run.partners)
     async with (
@@ -278,7 +280,7 @@ async def test_workers_are_suspended_at_random(a_run, plaid, rounds):
         running(run_worker, run) as second,
         running(run_submitter, run) as submitter,
     ):
-        for number in range(2 * rounds):
+        for number in range(suspensions):
             worker = (first, second)[number % 2]
             sent = len(plaid.requests)
             await wait_until_async(lambda sent=sent: len(plaid.requests) > sent or submitter.has_ended)
@@ -306,16 +308,18 @@ async def test_a_response_after_start_to_close(a_run, plaid):
 # --------------------------------------------------------------------------------------------- recovery
 
 
-async def test_a_killed_submission_is_repeated(a_run, plaid):
+async def test_a_killed_submission_is_repeated(a_run, plaid, postgres):
     """A submission that is killed is run again, and starts no second activity; a follower has all outcomes."""
-    run = evolve(a_run, partners=150, start_to_close=60.0)
+    run = evolve(a_run, partners=100, start_to_close=60.0)
     async with running(run_submission, run) as submission:
         async with asyncio.timeout(60):
-            while len(await describe_activities(run)) < 20:
-                pass
+            while not await describe_activities(run):
+                await asyncio.sleep(0.01)
+            while await postgres.execute("SELECT count(*) FROM relay_entries") < [(20,)]:
+                await asyncio.sleep(0.01)
         await submission.kill()
     started = len(await describe_activities(run))
-    assert 20 <= started < run.partners
+    assert 1 <= started < run.partners
     async with run.opened() as (client, queue):
         submitted = await queue.submit(client, run.requests())
         assert submitted.pending >= started
@@ -329,6 +333,12 @@ async def test_a_killed_submission_is_repeated(a_run, plaid):
     assert not await describe_activities(run, repetition=1)
     async with run.opened() as (client, queue):
         assert (await queue.submit(client, run.requests())).recorded == run.partners
+        # The server refuses to start an activity that has ended, also if the journal is behind.
+        request = next(iter(run.requests()))
+        recorder = await queue.acquire_recorder(request, client.relay.call_context())
+        _, state = await queue.start(queue._task(batch.CREATE, request, recorder), 0)
+        assert state == "ended"
+        recorder.release()
 
 
 async def test_a_killed_submitter_is_run_again(a_run, plaid):

@@ -64,16 +64,17 @@ async def run_to_end(run):
     raise AssertionError(outcomes)
 
 
-async def wait_for_poll(run):
-    """Wait until a worker waits for a task of the queue."""
+async def wait_for_polls(run, workers=1):
+    """Wait until a number of workers, including those that have been killed, have waited for a task."""
     client = await run.connect()
     request = DescribeTaskQueueRequest(
         namespace="default",
         task_queue=TaskQueueName(name=run.task_queue),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     )
-    while not (await client.workflow_service.describe_task_queue(request)).pollers:
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while len((await client.workflow_service.describe_task_queue(request)).pollers) < workers:
+            await asyncio.sleep(0.05)
 
 
 async def describe_activities(run, repetition=0):
@@ -130,7 +131,7 @@ async def test_everything_is_killed(a_run, plaid, temporal_server, postgres, siz
     unknown.
     """
     # On a busy machine, no call exceeds these limits.
-    run = evolve(a_run, partners=size(300, 5_000), start_to_close=20.0, lease=6.0)
+    run = evolve(a_run, partners=size(300, 5_000), start_to_close=12.0, lease=5.0)
     lost_responses = max(2, run.partners // 100)
     plaid.fail(*random_faults(lost_responses), Fault(latency=0.1, when="after"))
     kills = size(6, 25)
@@ -171,7 +172,7 @@ async def test_a_suspended_worker_begins_a_lost_activity(a_run, plaid):
     run = evolve(a_run, partners=1, concurrency=1, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, times=1, close=True, when="after"))
     async with running(run_worker, run) as suspended, running(run_submitter, run) as submitter:
-        await wait_for_poll(run)
+        await wait_for_polls(run)
         suspended.send_signal(signal.SIGSTOP)
         await wait_for_activity(run, PendingActivityState.STARTED)
         async with running(run_worker, run):
@@ -234,10 +235,12 @@ async def test_a_repetition_is_lost(a_run, plaid):
     """A suspended worker receives the repetition of a call in doubt: another worker makes it, and only once."""
     run = evolve(a_run, partners=1, concurrency=1, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, times=1, close=True, when="after"))
-    async with running(run_worker, run) as suspended:
+    async with running(run_worker, run):
         assert (await submit_once(run))["p0"][0] == "Unknown"
+    async with running(run_worker, run) as suspended:
+        await wait_for_polls(run, workers=2)
+        suspended.send_signal(signal.SIGSTOP)
         async with running(run_submitter, run) as submitter:
-            suspended.send_signal(signal.SIGSTOP)
             await wait_for_activity(run, PendingActivityState.STARTED, repetition=1)
             async with running(run_worker, run):
                 assert await submitter.wait() == 0

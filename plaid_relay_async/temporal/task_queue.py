@@ -44,7 +44,7 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Unknown
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of, check_queue_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -64,6 +64,7 @@ RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 _BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
+_PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # Errors after which the same request to Temporal may succeed.
 _TRANSIENT: Final = frozenset(
@@ -160,10 +161,7 @@ class TaskQueue:
         start_to_close: float = 120.0,
         search_attribute: bool = True,
     ) -> None:
-        if not name or not name.isprintable():
-            raise ConfigurationError(
-                "the name of a task queue must be a non-empty string of printable characters"
-            )
+        check_queue_name(name)
         check_seconds("start_to_close", start_to_close)
         check_encryption(temporal)
         if journal.path is not None:
@@ -346,7 +344,7 @@ class TaskQueue:
                 description = await retry_transient(handle.describe)
                 if description is None:
                     break
-                if description.status is ActivityExecutionStatus.RUNNING:
+                if description.status in _PENDING:
                     await retry_transient(handle.cancel)
                     count += 1
         return count
@@ -370,10 +368,9 @@ class TaskQueue:
         except ActivityAlreadyStartedError:
             handle = self._handle(task.activity, task.name, repetition)
             description = await retry_transient(handle.describe)
-            is_pending = description is not None and description.status is ActivityExecutionStatus.RUNNING
+            is_pending = description is not None and description.status in _PENDING
             return handle, "pending" if is_pending else "ended"
-        if handle is None:
-            raise ConfigurationError("Temporal has no such namespace")
+        assert handle is not None  # noqa: S101  # a missing namespace is an error, and nothing else is needed
         return handle, "started"
 
     async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:

@@ -233,8 +233,9 @@ class TaskQueue:
             task: Any = asyncio.current_task()
             if not running.done():
                 gate.phase = Phase.IN_FLIGHT  # a worker may have begun it
-                if task.cancelling() > 1:  # the batch was abandoned
-                    raise
+                # An abandoned batch cancels a second time. That arrives here, and leaves the call on the
+                # queue.
+                await asyncio.sleep(0)
                 # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In
                 # that case it is drained, and only a second cancellation abandons it.
                 await call.stop()
@@ -339,14 +340,14 @@ class TaskQueue:
         """
         count = 0
         async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted",)):
-            for repetition in itertools.count():
-                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
-                description = await retry_transient(handle.describe)
-                if description is None:
-                    break
+            repetition = 0
+            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
+            while (description := await retry_transient(handle.describe)) is not None:
                 if description.status in _PENDING:
                     await retry_transient(handle.cancel)
                     count += 1
+                repetition += 1
+                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
         return count
 
     # ------------------------------------------------------------------------------------- activities

@@ -10,15 +10,26 @@ from attrs import define
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
 from postgres_server import free_port
 from support import CREATE, OWNER, QUICK
-from temporal_support import LONG, activity_handle, create_on_queue, open_queue, pair_of, running_worker
+from temporal_support import (
+    LONG,
+    activity_handle,
+    create_on_queue,
+    open_queue,
+    pair_of,
+    running_worker,
+    wait_for_requests,
+)
+from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import (
     BatchStoppedError,
     ConfigurationError,
     Credentials,
+    JournalError,
     RelayClient,
     RequestValidationError,
     Timeouts,
@@ -27,17 +38,12 @@ from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.temporal import TaskQueue, Worker, data_converter
 from plaid_relay_async.temporal.task_queue import retry_transient
+from plaid_relay_async.temporal.tasks import Report
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
 
 OPEN_JOURNALS = "SELECT 1 FROM relay_holders WHERE NOT ended"
-
-
-async def wait_for_requests(plaid, count):
-    async with asyncio.timeout(60):
-        while len(plaid.requests) < count:
-            await asyncio.sleep(0.01)
 
 
 # ------------------------------------------------------------------------- workers that don't fit the run
@@ -278,11 +284,14 @@ async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
     assert len(plaid.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("effect", "kind"), [({}, "created"), ({"close": True}, "unknown")], ids=["created", "unknown"]
+)
 async def test_a_call_in_flight_that_an_operator_terminates_has_its_outcome(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, task_queue, journal_url, effect, kind
 ):
     """The worker doesn't notice, and the process that waits reads the outcome from the journal."""
-    plaid.fail(Fault(path=CREATE, latency=1.0))
+    plaid.fail(Fault(path=CREATE, latency=1.0, **effect))
     async with (
         running_worker(temporal_client, task_queue, client, journal_url),
         open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
@@ -291,8 +300,67 @@ async def test_a_call_in_flight_that_an_operator_terminates_has_its_outcome(
         await wait_for_requests(plaid, 1)
         await activity_handle(queue, await pair_of(journal)).terminate()
         result = await running
-    assert [(each.attempts, each.journalled) for each in result.created] == [(1, True)]
+    assert result.counts == {kind: 1}
+    assert [(each.attempts, each.journalled) for each in [*result.created, *result.unknown]] == [(1, True)]
     assert len(plaid.requests) == 1
+
+
+async def test_an_outcome_that_cannot_be_read_is_unknown(
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+):
+    """If the journal fails when it decides about a call, the batch stops; the next one has the token."""
+    plaid.fail(Fault(path=CREATE, latency=1.0))
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+            running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
+            await wait_for_requests(plaid, 1)
+            handle = activity_handle(queue, await pair_of(journal))
+            await postgres.execute("ALTER TABLE relay_entries RENAME TO relay_elsewhere")
+            await handle.terminate()
+            with pytest.raises(BatchStoppedError) as raised:
+                await running
+            await postgres.execute("ALTER TABLE relay_elsewhere RENAME TO relay_entries")
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+            again = await create_on_queue(queue, client, report, 1)
+    assert isinstance(raised.value.__cause__, JournalError)
+    (unknown,) = raised.value.result.unknown
+    assert "can't be read" in str(unknown.error)
+    assert not unknown.journalled
+    assert again.counts == {"created": 1}
+    assert len(plaid.requests) == 1
+
+
+async def test_a_token_that_the_journal_does_not_have_is_unknown(
+    client, report, temporal_client, task_queue, journal_url
+):
+    """A worker that claims to have recorded a token isn't believed."""
+
+    @activity.defn(name="plaid_relay.create")
+    async def claim(_task: dict) -> dict:
+        return Report(succeeded=True, attempts=1, request_id="r", journalled=True).to_payload()
+
+    async with (
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        ActivityWorker(temporal_client, task_queue=task_queue, activities=[claim]),
+    ):
+        result = await create_on_queue(queue, client, report, 1)
+    assert "the journal doesn't have it" in str(result.unknown[0].error)
+
+
+async def test_a_call_that_is_declined_is_repeated(
+    plaid, client, report, temporal_client, task_queue, journal_url
+):
+    """A pause that is longer than a worker may wait ends an activity, and a later one makes the call."""
+    plaid.fail(Fault(path=CREATE, status=429, headers={"retry-after": "2"}, times=1))
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url, start_to_close=3.0) as (queue, journal),
+    ):
+        result = await create_on_queue(queue, client, report, 1)
+        first = await activity_handle(queue, await pair_of(journal)).result()
+    assert first["error"][0] == "RateLimitError"
+    assert result.counts == {"created": 1}
+    assert len(plaid.ledger) == 1
 
 
 async def test_a_call_that_an_operator_pauses_is_made_later(

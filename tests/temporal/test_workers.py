@@ -22,6 +22,7 @@ from temporal_support import (
 from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker as ActivityWorker
 
@@ -327,6 +328,55 @@ async def test_an_outcome_that_cannot_be_read_is_unknown(
     assert "can't be read" in str(unknown.error)
     assert not unknown.journalled
     assert again.counts == {"created": 1}
+    assert len(plaid.requests) == 1
+
+
+async def test_a_token_that_the_journal_does_not_have_is_found_in_the_report(
+    client, plaid, report, temporal_server, temporal_client, task_queue, journal_url, postgres
+):
+    """A worker whose journal fails reports the token, and the next run of the submitter finds it there."""
+    plaid.fail(Fault(path=CREATE, latency=1.0))
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        running = asyncio.ensure_future(create_on_queue(queue, client, report, 2))
+        async with running_worker(temporal_client, task_queue, client, journal_url, lease=1.0):
+            await wait_for_requests(plaid, 2)
+            await postgres.execute("ALTER TABLE relay_entries RENAME TO relay_elsewhere")
+            first = await running
+        await postgres.execute("ALTER TABLE relay_elsewhere RENAME TO relay_entries")
+    other = await Client.connect(temporal_server.address, data_converter=data_converter(OTHER_KEY))
+    async with open_queue(other, task_queue, journal_url) as (queue, _):
+        with pytest.raises(BatchStoppedError) as raised:
+            await create_on_queue(queue, client, report, 2)
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        second = await create_on_queue(queue, client, report, 2)
+    tokens = {each["relay_token"] for each in plaid.ledger}
+    assert (
+        {each.relay_token for each in first.created}
+        == {each.relay_token for each in second.created}
+        == tokens
+    )
+    assert {each.journalled for each in [*first.created, *second.created]} == {False}
+    assert isinstance(raised.value.__cause__, ConfigurationError)
+    assert len(plaid.requests) == 2
+
+
+async def test_an_intent_that_is_recorded_too_late_is_undone(
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+):
+    """Once its activity has timed out, a worker sends nothing; a later activity makes the call."""
+    async with open_queue(temporal_client, task_queue, journal_url, start_to_close=1.0) as (queue, journal):
+        await queue.submit(client, creation_requests(report, 1))
+        handle = activity_handle(queue, await pair_of(journal))
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            async with postgres.transaction("LOCK TABLE relay_entries IN EXCLUSIVE MODE"):
+                await postgres.wait_for_waiting()
+                with pytest.raises(ActivityFailureError) as raised:
+                    await handle.result()
+                sent = len(plaid.requests)
+            result = await create_on_queue(queue, client, report, 1)
+    assert isinstance(raised.value.cause, TemporalTimeoutError)
+    assert sent == 0
+    assert result.counts == {"created": 1}
     assert len(plaid.requests) == 1
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from journal_support import KEY, creation_requests
+from processes import wait_until_async
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
@@ -41,6 +42,11 @@ async def create_on_queue(queue, client, report, count=10, **options):
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
     """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
     return queue._handle(activity, name, repetition)
+
+
+async def wait_for_requests(plaid, count):
+    """Wait until a simulator has received a number of requests."""
+    await wait_until_async(lambda: len(plaid.requests) >= count)
 
 
 async def pair_of(journal, run="x"):

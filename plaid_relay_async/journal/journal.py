@@ -339,6 +339,12 @@ class Journal:
         )
         return await coordinator.acquire_creation(request, policy, namespace, former_namespace)
 
+    async def pair_id(self, request: RelayCreateRequest, context: CallContext) -> str:
+        """Return the ID of a creation's pair; see `acquire_recorder` for the arguments and errors."""
+        namespace, _ = await self._resolve_namespaces(context)
+        digests = self._open_resources.digests
+        return digests.pair_digest(namespace, request.report_tokens, request.secondary_client_id)
+
     async def _resolve_namespaces(self, context: CallContext) -> tuple[str, str | None]:
         """Return the namespace, and the one that earlier versions used if it was different."""
         if self._namespace is not None:

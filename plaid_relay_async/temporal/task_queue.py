@@ -45,7 +45,7 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Unknown
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of, check_queue_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -65,6 +65,7 @@ RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 _BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
+_PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # Errors after which the same request to Temporal may succeed.
 _TRANSIENT: Final = frozenset(
@@ -161,10 +162,7 @@ class TaskQueue:
         start_to_close: float = 120.0,
         search_attribute: bool = True,
     ) -> None:
-        if not name or not name.isprintable():
-            raise ConfigurationError(
-                "the name of a task queue must be a non-empty string of printable characters"
-            )
+        check_queue_name(name)
         check_seconds("start_to_close", start_to_close)
         check_encryption(temporal)
         if journal.path is not None:
@@ -236,8 +234,9 @@ class TaskQueue:
             task: Any = asyncio.current_task()
             if not running.done():
                 gate.phase = Phase.IN_FLIGHT  # a worker may have begun it
-                if task.cancelling() > 1:  # the batch was abandoned
-                    raise
+                # An abandoned batch cancels a second time. That arrives here, and leaves the call on the
+                # queue.
+                await asyncio.sleep(0)
                 # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In
                 # that case it is drained, and only a second cancellation abandons it.
                 await call.stop()
@@ -342,14 +341,14 @@ class TaskQueue:
         """
         count = 0
         async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted",)):
-            for repetition in itertools.count():
-                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
-                description = await retry_transient(handle.describe)
-                if description is None:
-                    break
-                if description.status is ActivityExecutionStatus.RUNNING:
+            repetition = 0
+            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
+            while (description := await retry_transient(handle.describe)) is not None:
+                if description.status in _PENDING:
                     await retry_transient(handle.cancel)
                     count += 1
+                repetition += 1
+                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
         return count
 
     # ------------------------------------------------------------------------------------- activities
@@ -371,10 +370,9 @@ class TaskQueue:
         except ActivityAlreadyStartedError:
             handle = self._handle(task.activity, task.name, repetition)
             description = await retry_transient(handle.describe)
-            is_pending = description is not None and description.status is ActivityExecutionStatus.RUNNING
+            is_pending = description is not None and description.status in _PENDING
             return handle, "pending" if is_pending else "ended"
-        if handle is None:
-            raise ConfigurationError("Temporal has no such namespace")
+        assert handle is not None  # noqa: S101  # a missing namespace is an error, and nothing else is needed
         return handle, "started"
 
     async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:

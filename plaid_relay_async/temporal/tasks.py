@@ -34,6 +34,14 @@ _REQUEST_FIELDS: Final = {
 }
 
 
+def check_queue_name(name: object) -> None:
+    """Raise `ConfigurationError` unless the name of a task queue is valid."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ConfigurationError(
+            "the name of a task queue must be a non-empty string of printable characters"
+        )
+
+
 def activity_of(operation: BatchOperation[Any, Any]) -> str:
     """Return the activity type of an operation."""
     return next(name for name, each in _OPERATIONS.items() if each is operation)

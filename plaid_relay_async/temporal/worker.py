@@ -18,7 +18,7 @@ from plaid_relay_async.config import RetryPolicy, check_count
 from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, REMOVE_ACTIVITY, Report, Task
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, REMOVE_ACTIVITY, Report, Task, check_queue_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -85,16 +85,18 @@ class _TaskJournal:
         Raises:
             ConfigurationError: the submitter has another journal, or calls for another lender.
         """
-        recorder: Any = await self.journal.acquire_recorder(request, context)
-        is_creation = self.task.activity == CREATE_ACTIVITY
-        if self.task.name != (recorder.pair if is_creation else self.journal.keyed_hash(request.relay_token)):
-            recorder.release()
+        name = (
+            await self.journal.pair_id(request, context)
+            if self.task.activity == CREATE_ACTIVITY
+            else self.journal.keyed_hash(request.relay_token)
+        )
+        if self.task.name != name:
             raise ConfigurationError(
                 "the task is from another journal or for another lender than this worker's",
                 advice="Start the worker and the run with the same journal, the same client ID or namespace, "
                 "and the same address of Plaid.",
             )
-        return _CheckedRecorder(recorder, self.deadline)
+        return _CheckedRecorder(await self.journal.acquire_recorder(request, context), self.deadline)
 
 
 @define(eq=False, repr=False)
@@ -148,6 +150,7 @@ class Worker:
         lease: float = 30.0,
         retry: RetryPolicy | None = None,
     ) -> None:
+        check_queue_name(task_queue)
         check_count("concurrency", concurrency)
         check_encryption(temporal)
         self._temporal = temporal

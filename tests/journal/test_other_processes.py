@@ -52,8 +52,10 @@ async def test_the_pair_ids_of_a_run_are_listed(client, plaid, report, url):
         every = [pair async for pair in journal.pair_ids("x")]
         failed = [pair async for pair in journal.pair_ids("x", outcomes={"failed"})]
         (request,) = creation_requests(report, 1)
-        recorder = await journal.acquire_recorder(request, client.relay.call_context())
+        context = client.relay.call_context()
+        recorder = await journal.acquire_recorder(request, context)
         recorder.release()
+        pair_id = await journal.pair_id(request, context)
         with pytest.raises(ConfigurationError, match="unknown name"):
             await anext(journal.pair_ids("x", outcomes={"lost"}))
         with pytest.raises(JournalError, match="no run 'y'"):
@@ -61,6 +63,7 @@ async def test_the_pair_ids_of_a_run_are_listed(client, plaid, report, url):
     assert (len(every), len(failed)) == (3, 1)
     assert failed[0] in every
     assert recorder.pair in every
+    assert pair_id == recorder.pair
 
 
 # -------------------------------------------------------------------------- outcomes of other processes

@@ -47,3 +47,10 @@ async def journal_url(postgres):
 @pytest.fixture
 def report(plaid):
     return plaid.add_report()
+
+
+@pytest.fixture(scope="session")
+def size(request):
+    """A function that takes the sizes of a sample and of the full proof, and returns the one to run."""
+    full_size = request.config.getoption("--endurance")
+    return lambda sample, full: full if full_size else sample

@@ -8,9 +8,14 @@ from decimal import Decimal
 
 import aiohttp
 import pytest
+from attrs import define
+from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
+from processes import wait_until_async
 from support import CREATE, OWNER, QUICK, REMOVE, issued_tokens
-from temporal_support import create_on_queue, open_queue, pair_of, running_worker
+from temporal_support import create_on_queue, open_queue, pair_of, running_worker, wait_for_requests
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client, Interceptor, OutboundInterceptor
 
 from plaid_relay_async import (
     AssetReportError,
@@ -25,6 +30,7 @@ from plaid_relay_async import (
 )
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.temporal import TaskQueue, data_converter
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
@@ -321,8 +327,7 @@ async def test_a_cancelled_batch_drains(client, plaid, report, temporal_client, 
     ):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
-        while not plaid.requests:
-            await asyncio.sleep(0.01)
+        await wait_for_requests(plaid, 1)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -340,8 +345,7 @@ async def test_an_abandoned_batch_does_not_know_what_workers_have_begun(
     ):
         batch = client.relay.create_many(creation_requests(report, 2), task_queue=queue)
         running = asyncio.ensure_future(batch)
-        while len(plaid.requests) < 2:
-            await asyncio.sleep(0.01)
+        await wait_for_requests(plaid, 2)
         batch.abandon()
         abandoned = await running
         followed = await queue.follow(client)
@@ -349,6 +353,77 @@ async def test_an_abandoned_batch_does_not_know_what_workers_have_begun(
     assert {each.journalled for each in abandoned.unknown} == {False}
     assert followed.counts == {"created": 2}
     assert len(plaid.ledger) == 2
+
+
+async def test_an_abandoned_batch_leaves_its_calls_on_the_queue(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """A process that follows a run can be left, and workers that start later make its calls."""
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        await queue.submit(client, creation_requests(report, 2))
+        following = queue.follow(client)
+        running = asyncio.ensure_future(following)
+        await wait_until_async(lambda: following.progress.requests_read == 2)
+        await asyncio.sleep(0.1)
+        following.abandon()
+        abandoned = await running
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        await wait_until_async(lambda: len(plaid.ledger) == 2)
+    assert abandoned.counts == {"unknown": 2}
+
+
+async def test_an_outcome_that_arrives_together_with_the_end_is_kept(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """A batch that stops after a call has ended, and before it has noticed that, has the outcome of the call."""
+
+    def running_call():
+        return next((task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)), None)
+
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
+        running = asyncio.ensure_future(batch)
+        await wait_until_async(running_call)
+        call = running_call()
+        while not call.done():
+            await asyncio.sleep(0)
+        batch.sending.stop(None)
+        result = await running
+    assert result.counts == {"created": 1}
+
+
+async def test_a_call_that_is_stopped_while_it_is_added_to_the_queue_is_taken_off_it(
+    client, plaid, report, temporal_server, task_queue, journal_url
+):
+    """It isn't attempted, also if the server adds it to the queue after the batch has stopped."""
+
+    class Held(OutboundInterceptor):
+        async def start_activity(self, input):  # noqa: A002  # as the base class names it
+            held.set()
+            await gate.wait()
+            return await super().start_activity(input)
+
+    class Holding(Interceptor):
+        def intercept_client(self, next):  # noqa: A002
+            return Held(next)
+
+    held, gate = asyncio.Event(), asyncio.Event()
+    temporal = await Client.connect(
+        temporal_server.address, data_converter=data_converter(KEY), interceptors=[Holding()]
+    )
+    async with open_queue(temporal, task_queue, journal_url) as (queue, _):
+        running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
+        await held.wait()
+        running.cancel()
+        await asyncio.sleep(0.1)
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        left = await queue.cancel()
+    assert left == 0
 
 
 async def test_a_drain_is_ended_by_abandoning_the_batch(
@@ -362,8 +437,7 @@ async def test_a_drain_is_ended_by_abandoning_the_batch(
     ):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
-        while not plaid.requests:
-            await asyncio.sleep(0.01)
+        await wait_for_requests(plaid, 1)
         running.cancel()
         await asyncio.sleep(0.1)
         batch.abandon()
@@ -400,6 +474,72 @@ async def test_a_run_is_submitted_in_one_process_and_followed_in_another(
     ]
 
 
+async def test_only_what_was_submitted_is_followed(
+    client, report, temporal_client, task_queue, journal_url, worker
+):
+    """The request of a pair that was created in another way isn't known, and the journal has its outcome."""
+    await create_in_run(client, report, journal_url, "x", 2)
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        await queue.submit(client, creation_requests(report, 3))
+        result = await queue.follow(client)
+        status = await journal.status("x")
+    assert [each.request.secondary_client_id for each in result.created] == ["p2"]
+    assert status.counts == {"created": 3}
+
+
+async def test_an_outcome_that_is_recorded_during_a_submission_counts_as_recorded(
+    client, plaid, report, temporal_client, task_queue, journal_url, worker
+):
+    """Another process may have made the call between the look-up of a pair and the start of its activity."""
+
+    @define
+    class SlowJournal:
+        """A journal after whose look-up another process creates."""
+
+        journal: Journal
+
+        def __getattr__(self, name):
+            return getattr(self.journal, name)
+
+        async def acquire_recorder(self, request, context):
+            recorder = await self.journal.acquire_recorder(request, context)
+            async with open_queue(temporal_client, task_queue, journal_url) as (other, _):
+                await client.relay.create_many([request], task_queue=other)
+            return recorder
+
+    async with open_queue(temporal_client, task_queue, journal_url) as (_, journal):
+        queue = TaskQueue(temporal_client, task_queue, journal=SlowJournal(journal))
+        submitted = await queue.submit(client, creation_requests(report, 1))
+    assert (submitted.started, submitted.pending, submitted.recorded) == (0, 0, 1)
+    assert len(plaid.requests) == 1
+
+
+async def test_the_error_of_a_missing_search_attribute_names_it(
+    client, plaid, report, temporal_server, temporal_client, task_queue, journal_url
+):
+    """A namespace without it can be used without it."""
+    await temporal_client.workflow_service.register_namespace(
+        RegisterNamespaceRequest(
+            namespace=task_queue, workflow_execution_retention_period=Duration(seconds=86_400)
+        )
+    )
+    temporal = await Client.connect(
+        temporal_server.address, namespace=task_queue, data_converter=data_converter(KEY)
+    )
+    async with Journal(journal_url, run="x", key=KEY) as journal:
+        async with asyncio.timeout(60):
+            while True:  # the server needs some seconds for a new namespace
+                queue = TaskQueue(temporal, task_queue, journal=journal)
+                result = await create_on_queue(queue, client, report, 1)
+                if "search attribute PlaidRelayRun" in str(result.failed[0].error):
+                    break
+        queue = TaskQueue(temporal, task_queue, journal=journal, search_attribute=False)
+        async with running_worker(temporal, task_queue, client, journal_url):
+            created = await create_on_queue(queue, client, report, 1)
+    assert "search_attribute=False" in str(result.failed[0].error)
+    assert created.counts == {"created": 1}
+
+
 async def test_many_new_pairs_are_submitted_without_a_look_up_of_each(
     client, report, temporal_client, task_queue, journal_url
 ):
@@ -419,11 +559,11 @@ async def test_a_cancelled_run_is_not_created_by_workers(
     async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
         await queue.submit(client, requests)
         cancelled = await queue.cancel()
+        left = await queue.cancel()
         async with running_worker(temporal_client, task_queue, client, journal_url):
             await asyncio.sleep(0.5)
             sent = len(plaid.requests)
             again = await queue.submit(client, requests)
             result = await queue.follow(client)
-        left = await queue.cancel()
     assert (cancelled, sent, again.started, left) == (3, 0, 3, 0)
     assert result.counts == {"created": 3}

@@ -254,6 +254,6 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(".[all]", *group("docs"))
+    session.install(".[all,temporal]", *group("docs"))
     out = pathlib.Path(session.create_tmp()) / "html"
     session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", str(out))

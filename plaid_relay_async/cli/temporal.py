@@ -21,11 +21,12 @@ from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at ru
     RunName,
     build_journal,
 )
-from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, print_message, writes_json
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.progress import OutcomeCounts
+from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
 from plaid_relay_async.errors import NotSentError
@@ -187,12 +188,28 @@ def worker(
             sys.stdout.flush()
             sharing = asyncio.ensure_future(shared.run())
             try:
-                return await run_until_signal(running.run(), signals)
+                with _log_to_stderr():
+                    return await run_until_signal(running.run(), signals)
             finally:
                 sharing.cancel()
                 await asyncio.wait([sharing])
 
     return signals.run(work())
+
+
+class _ShortFormatter(logging.Formatter):
+    """Formats an exception without its traceback, which has only frames of temporalio and of this package."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is that of `logging`
+        return f"{type(ei[1]).__name__}: {ei[1]}"
+
+
+def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
+    """Print the warnings that temporalio logs, such as the reason for which an activity has failed."""
+    handler = LogHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(JSONFormatter() if writes_json() else _ShortFormatter())
+    return handling_log(logging.getLogger("temporalio"), handler)
 
 
 async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) -> ExitStatus:

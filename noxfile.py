@@ -77,7 +77,8 @@ def temporal(session: nox.Session) -> None:
     # Its own file, because CI runs this session and `tests` at the same time.
     session.env["COVERAGE_FILE"] = str(pathlib.Path(session.create_tmp()) / "coverage")
     session.run("coverage", "erase")
-    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ["tests/temporal"]))
+    files = session.posargs or ["tests/temporal", "tests/cli/test_temporal.py"]
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *files)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report", f"--include={TEMPORAL_FILES}")

@@ -324,5 +324,6 @@ def cancel(
         async with _open_queue(connection, journal) as (queue, _):
             return await queue.cancel()
 
-    print_message(f"cancelled: {signals.run(run()):,}")
+    count = signals.run(run())
+    print_message(f"cancelled: {count:,}")
     return ExitStatus.DONE

@@ -20,6 +20,7 @@ from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at ru
     Lease,
     RunName,
     build_journal,
+    run_query,
 )
 from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, print_message, writes_json
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
@@ -75,30 +76,30 @@ async def _queued_on(
 ) -> AsyncIterator[dict[str, Any]]:
     from plaid_relay_async.temporal.rates import set_rate
 
-    async with _open_queue(connection, journal) as (queue, client):
+    async with journal:
+        queue, client = await _connect(connection, journal)
         if rate is not None:
             with connection.naming_server():
                 await set_rate(client, connection.task_queue, rate)
         yield {"task_queue": queue}
 
 
-@contextlib.asynccontextmanager
-async def _open_queue(
-    connection: TemporalConnection, journal: Journal
-) -> AsyncIterator[tuple[TaskQueue, Client]]:
-    """Open the journal, connect to Temporal, and yield the task queue and the client of Temporal.
+async def _connect(connection: TemporalConnection, journal: Journal) -> tuple[TaskQueue, Client]:
+    """Connect to Temporal, and return the task queue and the client of Temporal.
+
+    Args:
+        connection: the connection.
+        journal: the open journal of the run.
 
     Raises:
-        JournalError: the journal can't be opened.
         NotSentError: the server can't be used.
     """
     from plaid_relay_async.temporal import TaskQueue
 
-    async with journal:
-        client = await connection.open()
-        search_attribute = await connection.has_search_attribute(client)
-        queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
-        yield queue, client
+    client = await connection.open()
+    search_attribute = await connection.has_search_attribute(client)
+    queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
+    return queue, client
 
 
 def runner_of(options: SubmissionOptions) -> type[BatchRunner]:
@@ -320,10 +321,9 @@ def cancel(
     journal = existing_journal.build_journal(name)
     connection = temporal_options.connection(journal, existing_journal.key_file)
 
-    async def run() -> int:
-        async with _open_queue(connection, journal) as (queue, _):
-            return await queue.cancel()
+    async def query(journal: Journal) -> int:
+        queue, _ = await _connect(connection, journal)
+        return await queue.cancel()
 
-    count = signals.run(run())
-    print_message(f"cancelled: {count:,}")
+    print_message(f"cancelled: {run_query(journal, query):,}")
     return ExitStatus.DONE

@@ -77,7 +77,8 @@ def temporal(session: nox.Session) -> None:
     # Its own file, because CI runs this session and `tests` at the same time.
     session.env["COVERAGE_FILE"] = str(pathlib.Path(session.create_tmp()) / "coverage")
     session.run("coverage", "erase")
-    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *(session.posargs or ["tests/temporal"]))
+    files = session.posargs or ["tests/temporal", "tests/cli/test_temporal.py"]
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *files)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         session.run("coverage", "report", f"--include={TEMPORAL_FILES}")
@@ -254,6 +255,6 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(".[all]", *group("docs"))
+    session.install(".[all,temporal]", *group("docs"))
     out = pathlib.Path(session.create_tmp()) / "html"
     session.run("sphinx-build", "-W", "-n", "-q", "-b", "html", "docs", str(out))

@@ -26,7 +26,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|contextlib|datetime|decimal|enum|os|pathlib|ssl|tls|typing|types)\..*"),
     ("py:.*", r"(aiohttp|opentelemetry|pytest|_pytest)\..*"),
-    ("py:class", "MeterProvider|Redis|TracerProvider|datetime"),
+    ("py:class", "MeterProvider|Path|Redis|TracerProvider|datetime"),
+    # Temporal's, and the protocol of a task queue, which only `TaskQueue` implements.
+    ("py:.*", "Client|DataConverter|RPCError|TaskQueueProtocol"),
     # Type variables.
     ("py:class", r"(plaid_relay_async\.[\w.]+\.)?([EPQRSTU]|E_co|OutcomeT|ResultT)"),
 ]

@@ -37,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.lastResort = logs.handler
         PACKAGE.addHandler(logs.handler)
         logging.captureWarnings(capture=True)
-        status = _flush_streams(_run(sys.argv[1:]))
+        status = _run(sys.argv[1:])
         if "temporalio" in sys.modules:  # pragma: no cover  # only the session `temporal` has it
             # A thread of Temporal's core may crash while Python ends, or keep it from ending.
             atexit._run_exitfuncs()  # noqa: SLF001
-            os._exit(status)
-        return status
+            os._exit(_flush_streams(status))
+        return _flush_streams(status)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -20,12 +20,14 @@ from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at ru
     Lease,
     RunName,
     build_journal,
+    run_query,
 )
-from plaid_relay_async.cli.logs import print_message
+from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, print_message, writes_json
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.progress import OutcomeCounts
+from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
 from plaid_relay_async.errors import NotSentError
@@ -74,30 +76,30 @@ async def _queued_on(
 ) -> AsyncIterator[dict[str, Any]]:
     from plaid_relay_async.temporal.rates import set_rate
 
-    async with _open_queue(connection, journal) as (queue, client):
+    async with journal:
+        queue, client = await _connect(connection, journal)
         if rate is not None:
             with connection.naming_server():
                 await set_rate(client, connection.task_queue, rate)
         yield {"task_queue": queue}
 
 
-@contextlib.asynccontextmanager
-async def _open_queue(
-    connection: TemporalConnection, journal: Journal
-) -> AsyncIterator[tuple[TaskQueue, Client]]:
-    """Open the journal, connect to Temporal, and yield the task queue and the client of Temporal.
+async def _connect(connection: TemporalConnection, journal: Journal) -> tuple[TaskQueue, Client]:
+    """Connect to Temporal, and return the task queue and the client of Temporal.
+
+    Args:
+        connection: the connection.
+        journal: the open journal of the run.
 
     Raises:
-        JournalError: the journal can't be opened.
         NotSentError: the server can't be used.
     """
     from plaid_relay_async.temporal import TaskQueue
 
-    async with journal:
-        client = await connection.open()
-        search_attribute = await connection.has_search_attribute(client)
-        queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
-        yield queue, client
+    client = await connection.open()
+    search_attribute = await connection.has_search_attribute(client)
+    queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
+    return queue, client
 
 
 def runner_of(options: SubmissionOptions) -> type[BatchRunner]:
@@ -187,12 +189,28 @@ def worker(
             sys.stdout.flush()
             sharing = asyncio.ensure_future(shared.run())
             try:
-                return await run_until_signal(running.run(), signals)
+                with _log_to_stderr():
+                    return await run_until_signal(running.run(), signals)
             finally:
                 sharing.cancel()
                 await asyncio.wait([sharing])
 
     return signals.run(work())
+
+
+class _ShortFormatter(logging.Formatter):
+    """Formats an exception without its traceback, which has only frames of temporalio and of this package."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is that of `logging`
+        return f"{type(ei[1]).__name__}: {ei[1]}"
+
+
+def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
+    """Print the warnings that temporalio logs, such as the reason for which an activity has failed."""
+    handler = LogHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(JSONFormatter() if writes_json() else _ShortFormatter())
+    return handling_log(logging.getLogger("temporalio"), handler)
 
 
 async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) -> ExitStatus:
@@ -303,9 +321,9 @@ def cancel(
     journal = existing_journal.build_journal(name)
     connection = temporal_options.connection(journal, existing_journal.key_file)
 
-    async def run() -> int:
-        async with _open_queue(connection, journal) as (queue, _):
-            return await queue.cancel()
+    async def query(journal: Journal) -> int:
+        queue, _ = await _connect(connection, journal)
+        return await queue.cancel()
 
-    print_message(f"cancelled: {signals.run(run()):,}")
+    print_message(f"cancelled: {run_query(journal, query):,}")
     return ExitStatus.DONE

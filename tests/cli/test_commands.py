@@ -287,6 +287,9 @@ def test_help_and_version(run):
         "gateway",
         "console",
         "demo",
+        "worker",
+        "rate",
+        "cancel",
     ):
         assert name in overview
         assert run(name, "--help").status == 0

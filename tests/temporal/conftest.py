@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from journal_support import KEY
+from processes import SIGNALS
 from temporal_server import TemporalServer
 from temporalio.client import Client
 
@@ -24,6 +26,15 @@ def temporal_server():
             yield server
         finally:
             thread.submit(lambda: asyncio.run(server.remove())).result()
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers():
+    """Restore the handlers of signals after each test, because the command leaves signals ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

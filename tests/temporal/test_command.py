@@ -63,14 +63,7 @@ def run(simulator, capfd):
     """Run the command in this process."""
 
     def run(*args):
-        before = {
-            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        try:
-            status = main([str(word) for word in args])
-        finally:  # the command leaves signals ignored
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        status = main([str(word) for word in args])
         return CompletedCommand(status, *capfd.readouterr())
 
     return run
@@ -226,7 +219,23 @@ def test_a_worker_abandons(simulator, bulk, start_worker):
     worker.send_signal(signal.SIGTERM)
     assert "stopping" in worker.stderr.readline()
     status, err = stop(worker)
-    assert (status, err) == (1, "calls in flight were abandoned; their outcome is unknown\n")
+    assert status == 1
+    assert "calls in flight were abandoned; their outcome is unknown\n" in err
+    assert "Traceback" not in err
+
+
+def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch):
+    """A worker with other credentials sends nothing, says why, and the run stops with that error."""
+    with monkeypatch.context() as patch:
+        patch.setenv("PLAID_CLIENT_ID", "other")
+        worker = start_worker()
+    result = bulk(1)
+    assert result.status == 1
+    assert not simulator.requests
+    status, err = stop(worker)
+    assert status == 0
+    assert "the task is from another journal or for another lender than this worker's" in err
+    assert "Traceback" not in err
 
 
 def test_an_unknown_namespace(simulator, bulk, run, task_queue):

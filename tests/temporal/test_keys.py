@@ -9,7 +9,7 @@ from temporalio.client import Client
 
 from plaid_relay_async import ConfigurationError
 from plaid_relay_async.journal import Journal
-from plaid_relay_async.temporal import Worker, data_converter
+from plaid_relay_async.temporal import TaskQueue, Worker, data_converter
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
@@ -20,7 +20,7 @@ async def test_a_worker_whose_temporal_client_has_another_key_is_a_clear_error(
     """The worker can't read the task. Nothing is sent, and the call fails with the reason."""
     other = await Client.connect(temporal_server.address, data_converter=data_converter([KEY, OTHER_KEY]))
     async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
         running_worker(
             await Client.connect(temporal_server.address, data_converter=data_converter(OTHER_KEY)),
             task_queue,
@@ -30,8 +30,8 @@ async def test_a_worker_whose_temporal_client_has_another_key_is_a_clear_error(
     ):
         result = await create_on_queue(queue, client, report, 1)
         # A client that has both keys can read why.
-        queue = type(queue)(other, task_queue, journal=queue._journal)
-        again = await create_on_queue(queue, client, report, 1)
+        reading_queue = TaskQueue(other, task_queue, journal=journal)
+        again = await create_on_queue(reading_queue, client, report, 1)
     assert not list(plaid.ledger)
     assert "can't be read" in str(result.unknown[0].error)
     assert "a worker can't make the call: no key" in str(again.failed[0].error)

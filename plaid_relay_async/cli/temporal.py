@@ -321,9 +321,8 @@ def cancel(
     journal = existing_journal.build_journal(name)
     connection = temporal_options.connection(journal, existing_journal.key_file)
 
-    async def query(journal: Journal) -> int:
+    async def query(journal: Journal) -> None:
         queue, _ = await _connect(connection, journal)
-        return await queue.cancel()
+        print_message(f"cancelled: {await queue.cancel():,}")
 
-    print_message(f"cancelled: {run_query(journal, query):,}")
-    return ExitStatus.DONE
+    return run_query(journal, query) or ExitStatus.DONE

@@ -155,11 +155,12 @@ def worker(
     ] = None,
     client_options: ClientOptions = ClientOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
-    """Make the calls of runs on Temporal, until SIGINT or SIGTERM.
+    """Make the calls of runs on Temporal, until a signal.
 
-    Any number of workers may share a task queue. They need the journal and the keys of the runs.
+    Any number of workers may share a task queue. They need the journal, the keys and the Plaid credentials of
+    the runs.
 
-    The first signal waits for the calls in flight; a second one abandons them.
+    The first signal waits for the calls in flight, for a minute at most; a second one abandons them.
     """
     journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
     connection = temporal_options.connection(journal, existing_journal.key_file)
@@ -260,11 +261,11 @@ def rate(
     *,
     replace: Annotated[
         bool,
-        Parameter(negative="", help="Replace a limit that was set by another program, such as temporal."),
+        Parameter(negative="", help="Replace a limit that another program has set, such as temporal."),
     ] = False,
     temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
-    """Set or print the rate limit of a task queue, which stays until it is changed, for all runs.
+    """Print or set the rate limit of a task queue. It applies to all runs, and stays until it is changed.
 
     A change applies to all workers within a second.
     """
@@ -312,11 +313,11 @@ def cancel(
     existing_journal: ExistingJournal,
     temporal_options: TemporalOptions = TemporalOptions(),  # noqa: B008  # frozen
 ) -> ExitStatus:
-    """Take the queued calls of a run off its task queue.
+    """Take the queued creations of a run off its task queue.
 
     Calls that a worker has begun are completed. To resume the run, repeat its bulk command.
 
-    If a command follows the run, stop that first, because it adds the calls again.
+    If a command follows the run, stop it first, because it would add the calls again.
     """
     journal = existing_journal.build_journal(name)
     connection = temporal_options.connection(journal, existing_journal.key_file)

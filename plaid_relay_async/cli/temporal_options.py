@@ -41,8 +41,8 @@ _RUST_PREFIX: Final = re.compile(r".*tonic::transport::Error\(Transport, ")
 class TemporalOptions:
     """The options of a run on Temporal; without `task_queue`, the command itself calls Plaid.
 
-    What no option sets comes from the environment or from the profile in Temporal's configuration file, as
-    for Temporal's own command line.
+    A setting without an option comes from the environment or from the profile in Temporal's configuration
+    file, as for Temporal's own command line.
 
     Attributes:
         task_queue: the name of the task queue that the workers poll.
@@ -59,7 +59,7 @@ class TemporalOptions:
 
     task_queue: Annotated[
         str | None,
-        Parameter(help="Task queue of the workers: they make the calls, through a Temporal server."),
+        Parameter(help="Task queue at a Temporal server, whose workers make the calls."),
     ] = None
     temporal: Annotated[
         str | None,
@@ -127,7 +127,7 @@ class TemporalOptions:
         return self.connection(journal, key_file)
 
     def connection(self, journal: Journal, key_file: Path | None) -> TemporalConnection:
-        """Return the connection, which is checked and not open yet; arguments and errors as above."""
+        """Return the connection, which is checked and not open yet; see `connection_for`."""
         if journal.path is not None:
             raise UsageError("--journal: a run on Temporal requires a PostgreSQL journal")
         connection = self.connection_without_payloads()
@@ -148,7 +148,7 @@ class TemporalOptions:
         return TemporalConnection(self.task_queue, profile, DataConverter.default)
 
     def _profile(self) -> ClientConfigProfile:
-        """Return Temporal's own settings, with the options in their place, and the content of files."""
+        """Return Temporal's own settings; options replace them, and files are read."""
         from temporalio.envconfig import ClientConfigProfile, ClientConfigTLS
 
         try:

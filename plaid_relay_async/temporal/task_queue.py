@@ -340,7 +340,8 @@ class TaskQueue:
         again: so stop it first.
         """
         count = 0
-        async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted",)):
+        # A creation that failed or is unknown may be on the queue again, by `retry_failed` or `retry_unknown`.
+        async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted", "failed", "unknown")):
             repetition = 0
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
             while (description := await retry_transient(handle.describe)) is not None:

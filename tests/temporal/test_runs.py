@@ -35,6 +35,15 @@ from plaid_relay_async.temporal import TaskQueue, data_converter
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
 INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
+# An outcome that the journal permits to repeat, with the setting for it.
+REPETITIONS = pytest.mark.parametrize(
+    ("fault", "setting", "kind"),
+    [
+        (Fault(path=CREATE, times=1, status=400, body=INVALID), "retry_failed", "failed"),
+        (Fault(path=CREATE, times=1, close=True, when="after"), "retry_unknown", "unknown"),
+    ],
+    ids=["failed", "unknown"],
+)
 
 
 @pytest.fixture
@@ -99,7 +108,7 @@ async def test_each_kind_of_outcome_is_returned_and_recorded(client, plaid, repo
     assert result.stopped_by is None
 
 
-async def test_a_call_that_is_declined_for_ever_fails_as_declined(
+async def test_a_call_that_is_always_declined_fails_as_declined(
     client, plaid, report, temporal_client, task_queue, journal_url
 ):
     """An allocation that is used up isn't waited for: the batch stops after a few such errors, as a local one."""
@@ -144,7 +153,7 @@ async def test_the_request_arrives_as_it_would_from_a_local_run(
     assert json.loads(local)["webhook"] == f"https://lender.example/{pair}"
 
 
-async def test_a_request_that_is_there_twice_is_sent_once(client, plaid, report, worker, run_x):
+async def test_a_request_that_occurs_twice_is_sent_once(client, plaid, report, worker, run_x):
     """The second request for a pair fails as a duplicate; if duplicates are allowed, it gets the same token."""
     queue, _ = run_x
     twice = [*creation_requests(report, 1)] * 2
@@ -189,14 +198,7 @@ async def test_a_pair_of_another_run_is_refused_or_created_again(
     assert len(plaid.ledger) == 2
 
 
-@pytest.mark.parametrize(
-    ("fault", "setting", "kind"),
-    [
-        (Fault(path=CREATE, times=1, status=400, body=INVALID), "retry_failed", "failed"),
-        (Fault(path=CREATE, times=1, close=True, when="after"), "retry_unknown", "unknown"),
-    ],
-    ids=["failed", "unknown"],
-)
+@REPETITIONS
 async def test_a_repetition_needs_the_permission_of_the_journal(
     client, plaid, report, temporal_client, task_queue, journal_url, worker, fault, setting, kind
 ):
@@ -422,8 +424,8 @@ async def test_a_call_that_is_stopped_while_it_is_added_to_the_queue_is_taken_of
         gate.set()
         with pytest.raises(asyncio.CancelledError):
             await running
-        left = await queue.cancel()
-    assert left == 0
+        remaining = await queue.cancel()
+    assert remaining == 0
 
 
 async def test_a_drain_is_ended_by_abandoning_the_batch(
@@ -477,7 +479,7 @@ async def test_a_run_is_submitted_in_one_process_and_followed_in_another(
 async def test_only_what_was_submitted_is_followed(
     client, report, temporal_client, task_queue, journal_url, worker
 ):
-    """The request of a pair that was created in another way isn't known, and the journal has its outcome."""
+    """The request of a pair that was created in another way can't be read, and the journal has its outcome."""
     await create_in_run(client, report, journal_url, "x", 2)
     async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
         await queue.submit(client, creation_requests(report, 3))
@@ -554,16 +556,34 @@ async def test_many_new_pairs_are_submitted_without_a_look_up_of_each(
 async def test_a_cancelled_run_is_not_created_by_workers(
     client, plaid, report, temporal_client, task_queue, journal_url
 ):
-    """What is taken off the queue stays off it until the requests are submitted again."""
+    """Calls that are taken off the queue stay off it until the requests are submitted again."""
     requests = [*creation_requests(report, 3)]
     async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
         await queue.submit(client, requests)
         cancelled = await queue.cancel()
-        left = await queue.cancel()
+        remaining = await queue.cancel()
         async with running_worker(temporal_client, task_queue, client, journal_url):
             await asyncio.sleep(0.5)
             sent = len(plaid.requests)
             again = await queue.submit(client, requests)
             result = await queue.follow(client)
-    assert (cancelled, sent, again.started, left) == (3, 0, 3, 0)
+    assert (cancelled, sent, again.started, remaining) == (3, 0, 3, 0)
     assert result.counts == {"created": 3}
+
+
+@REPETITIONS
+async def test_a_repetition_is_cancelled(
+    client, plaid, report, temporal_client, task_queue, journal_url, fault, setting, kind
+):
+    """A creation that is queued again, with the permission of the journal, keeps its recorded outcome."""
+    plaid.fail(fault)
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        await create_on_queue(queue, client, report, 1)
+    async with open_queue(temporal_client, task_queue, journal_url, **{setting: True}) as (queue, journal):
+        submitted = await queue.submit(client, creation_requests(report, 1))
+        cancelled = await queue.cancel()
+        status = await journal.status("x")
+    assert (submitted.started, cancelled, status.counts) == (1, 1, {kind: 1})

@@ -31,7 +31,7 @@ class TaskQueueProtocol(JournalProtocol, Protocol):
     async def send(
         self, operation: BatchOperation[Any, Any], request: Any, *, gate: TrackedCall[Any]
     ) -> object:
-        """Have a worker make a call, and return the response.
+        """Add a call to the queue, wait until a worker has made it, and return the response.
 
         Args:
             operation: the operation.

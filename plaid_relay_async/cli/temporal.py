@@ -170,13 +170,13 @@ def worker(
         from plaid_relay_async.temporal import Worker
         from plaid_relay_async.temporal.rates import SharedRate
 
-        # Report a journal that can't be used now, and not with the first call.
+        # A journal that can't be used is reported now, and not with the first call.
         async with journal:
             temporal = await connection.open()
         shared = SharedRate(temporal, connection.task_queue)
         client = client_options.build_client(concurrency, rate_limiter=shared, on_attempt=shared.on_attempt)
         async with client:
-            running = Worker(
+            temporal_worker = Worker(
                 temporal,
                 connection.task_queue,
                 client,
@@ -188,13 +188,13 @@ def worker(
             )
             sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
             sys.stdout.flush()
-            sharing = asyncio.ensure_future(shared.run())
+            sharing_task = asyncio.ensure_future(shared.run())
             try:
                 with _log_to_stderr():
-                    return await run_until_signal(running.run(), signals)
+                    return await run_until_signal(temporal_worker.run(), signals)
             finally:
-                sharing.cancel()
-                await asyncio.wait([sharing])
+                sharing_task.cancel()
+                await asyncio.wait([sharing_task])
 
     return signals.run(work())
 
@@ -220,7 +220,7 @@ async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) ->
     Raises:
         NotSentError: Temporal rejects the worker.
     """
-    running = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(work)
     stops = 0
 
     def stop() -> None:
@@ -228,15 +228,15 @@ async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) ->
         stops += 1
         if stops == 1:
             print_message("stopping: waiting for the calls in flight; a second signal abandons them")
-        running.cancel()
+        task.cancel()
 
     with signals.handled_by(stop):
-        await asyncio.wait([running])
+        await asyncio.wait([task])
     if stops > 1:
         print_message("calls in flight were abandoned; their outcome is unknown", level=logging.WARNING)
         return ExitStatus.FAILED
     try:
-        running.result()
+        task.result()
     except asyncio.CancelledError:
         pass
     except RuntimeError as error:

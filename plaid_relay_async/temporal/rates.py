@@ -133,15 +133,15 @@ class RateState:
                 as time of the measurement, because the server accepts nothing in it.
             measured_since: the start of the measurement.
         """
-        before, end = self.unpaused_setting(declined_at), max(self.until, declined_at)
+        previous, end = self.unpaused_setting(declined_at), max(self.until, declined_at)
         seconds = max(end - measured_since, _MIN_PAUSE)
-        base = min(_DECREASE_FACTOR * before, admitted / seconds if admitted else math.inf)
+        base = min(_DECREASE_FACTOR * previous, admitted / seconds if admitted else math.inf)
         if not math.isfinite(base):  # nothing is known about the limit
             return self
-        if end - declined_at < _SHORT_PAUSE and math.isfinite(before):
-            base = max(base, _MIN_SHARE_AFTER_SHORT_PAUSE * before)
+        if end - declined_at < _SHORT_PAUSE and math.isfinite(previous):
+            base = max(base, _MIN_SHARE_AFTER_SHORT_PAUSE * previous)
         # With a very low setting, Temporal's server would dispatch nothing for a long time after the pause.
-        base = max(base, min(_MIN_BASE, _DECREASE_FACTOR * before))
+        base = max(base, min(_MIN_BASE, _DECREASE_FACTOR * previous))
         period = max(min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * seconds * base), _MIN_PAUSE)
         return evolve(self, base=base, since=end, period=period)
 
@@ -187,8 +187,13 @@ async def _read(temporal: Client, task_queue: str) -> _Config:
         state, is_own = RateState(**json.loads(limit.metadata.reason)[_STATE_KEY]), True
     except (ValueError, TypeError, KeyError):  # another text, or none
         state, is_own = RateState(foreign=setting), setting is None
-    number = math.inf if setting is None else setting
-    return _Config(state, number, is_own, limit.metadata.update_identity, response.stats.tasks_dispatch_rate)
+    return _Config(
+        state,
+        math.inf if setting is None else setting,
+        is_own,
+        limit.metadata.update_identity,
+        response.stats.tasks_dispatch_rate,
+    )
 
 
 async def _write(temporal: Client, task_queue: str, state: RateState) -> None:
@@ -207,7 +212,7 @@ async def _write(temporal: Client, task_queue: str, state: RateState) -> None:
     )
 
 
-# Seconds after which an update is read again, and after which repeating it is given up. The update of a
+# Seconds after which an update is read again, and after which it isn't repeated any more. The update of a
 # worker that had read the state before takes less than the first of them.
 _SETTLE_SECONDS: Final = 0.5
 _MAX_UPDATE_SECONDS: Final = 60.0
@@ -236,7 +241,7 @@ class TaskQueueRate:
     Attributes:
         allowed: the rate that `set_rate` allows.
         setting: what is set at Temporal's server now; it is less than `allowed`, because Temporal allows
-        bursts.
+            bursts.
         adaptive: the rate after a 429, which increases again.
         foreign: the setting of another program, such as Temporal's command; it remains an upper bound.
         foreign_identity: who made that setting, if it is still in effect as it was made.
@@ -289,7 +294,7 @@ async def set_rate(temporal: Client, task_queue: str, rate: float | None, *, rep
     Raises:
         ConfigurationError: the rate isn't a number above 0, or such a limit exists and `replace` is false.
         RPCError: Temporal's server is unavailable, or rejects the request.
-        TimeoutError: other programs change the limit all the time.
+        TimeoutError: for a minute, other programs have undone each change.
     """
     if rate is not None and (isinstance(rate, bool) or not 0 < rate < math.inf):
         raise ConfigurationError(f"the rate must be a number above 0, or None, not {rate!r}")
@@ -297,7 +302,7 @@ async def set_rate(temporal: Client, task_queue: str, rate: float | None, *, rep
     if config.state.foreign is not None and not replace:
         raise ConfigurationError(
             f"the task queue has a limit of {config.state.foreign:g} a second that this package didn't set",
-            advice="Remove it with `temporal task-queue config set`, or pass replace=True.",
+            advice="Replace or remove it with replace=True (plaid-relay rate --replace).",
         )
     await _update(
         temporal,
@@ -307,7 +312,10 @@ async def set_rate(temporal: Client, task_queue: str, rate: float | None, *, rep
 
 
 async def pause(temporal: Client, task_queue: str) -> None:
-    """Stop dispatching calls until `resume`, with any limit; see `set_rate` for the errors of Temporal."""
+    """Stop dispatching calls until `resume`, also if a limit is set meanwhile.
+
+    See `set_rate` for the errors of Temporal.
+    """
     await _update(temporal, task_queue, lambda state: evolve(state, stopped=True))
 
 
@@ -359,13 +367,13 @@ class _Trip:
 class SharedRate:
     """Shares the pauses and the rate after a 429 among all workers of a task queue. Each worker runs one.
 
-    Pass `on_attempt` to the worker's `RelayClient`. It reports a 429, which pauses the task queue for all
-    workers, for `Retry-After` or for a second. Then the queue continues with a lower rate, which increases
-    slowly, as that of each client does (see `transport.throttle`). A few isolated 429s don't change the rate;
-    without `Retry-After` they cause no pause either.
+    Pass its method `on_attempt` to the worker's `RelayClient`, as `on_attempt=`. A 429 pauses the task queue
+    for all workers, for `Retry-After` or for a second. Then the queue continues with a lower rate, which
+    increases slowly, as that of each client does (see `transport.throttle`). A few isolated 429s don't change
+    the rate; without `Retry-After` they cause no pause either.
 
-    A `SharedRate` is also a `RateLimiter`. As the client's `rate_limiter`, it keeps calls that were
-    dispatched before the pause from being sent in it.
+    A `SharedRate` is also a `RateLimiter`. As the client's `rate_limiter`, it delays calls that were
+    dispatched before a pause until the pause has ended.
 
     Args:
         temporal: a client of Temporal.

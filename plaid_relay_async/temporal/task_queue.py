@@ -45,7 +45,7 @@ from plaid_relay_async.errors import (
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Unknown
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Report, Task, activity_of, check_queue_name
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, activity_of, check_queue_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -103,7 +103,7 @@ class _TaskRecorder:
 
     Attributes:
         recorder: the recorder of a creation or a removal, which holds the pair in this process.
-        recorded_outcome: the outcome, if the journal, or the report of an earlier activity, has one already.
+        recorded_outcome: the outcome, if the journal, or the result of an earlier activity, has one already.
         journalled: whether the journal has the outcome, as far as this process knows.
     """
 
@@ -190,7 +190,7 @@ class TaskQueue:
     # ------------------------------------------------------------------------------------- for a batch
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> _TaskRecorder:
-        """Return the journal's recorder for a request, which records nothing; see `Journal`."""
+        """Return a recorder that has what the journal has recorded, and leaves recording to the worker."""
         recorder: Any = await self._journal.acquire_recorder(request, context)
         outcome = recorder.recorded_outcome
         is_in_doubt = isinstance(outcome, Unknown) or recorder.earlier_in_doubt_error is not None
@@ -203,7 +203,10 @@ class TaskQueue:
         return _TaskRecorder(recorder, outcome)
 
     async def _find_unrecorded(self, request: RelayCreateRequest, pair: str) -> Created | None:
-        """Return the outcome of a pair that a worker could only report, because its journal had failed."""
+        """Return the outcome of a pair that only the result of an activity has.
+
+        A worker whose journal has failed puts the token into the result.
+        """
         for repetition in itertools.count():
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
             description = await retry_transient(handle.describe)
@@ -211,14 +214,14 @@ class TaskQueue:
                 break
             is_completed = description.status is ActivityExecutionStatus.COMPLETED
             if is_completed and (payload := await retry_transient(handle.result)) is not None:
-                report = Report.from_payload(payload)
-                if report.relay_token is not None:
+                result = TaskResult.from_payload(payload)
+                if result.relay_token is not None:
                     return Created(
                         request=request,
-                        response=RelayCreateResponse(report.relay_token, report.request_id),
-                        attempts=report.attempts,
+                        response=RelayCreateResponse(result.relay_token, result.request_id),
+                        attempts=result.attempts,
                         elapsed=0.0,
-                        request_id=report.request_id,
+                        request_id=result.request_id,
                     )
         return None
 
@@ -280,9 +283,9 @@ class TaskQueue:
 
         async def submit_each() -> None:
             while (request := await reader.read_next()) is not None:
-                while (word := await self._submit_one(request, context)) is None:
+                while (state := await self._submit_one(request, context)) is None:
                     pass  # the journal had assumed that the pair is new, and looks it up now
-                counts[word] += 1
+                counts[state] += 1
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -336,11 +339,15 @@ class TaskQueue:
     async def cancel(self) -> int:
         """Take the creations of the run off the queue, and return their number.
 
-        Calls that a worker has begun are not interrupted. A process that follows the run adds the others
-        again: so stop it first.
+        Calls that a worker has begun aren't interrupted. Stop a process that follows the run first, because
+        it would add the other calls again.
+
+        Raises:
+            ConfigurationError: Temporal rejects the request.
+            JournalError: the journal can't be read, or doesn't have the run.
         """
         count = 0
-        # A creation that failed or is unknown may be on the queue again, by `retry_failed` or `retry_unknown`.
+        # A pair with an earlier outcome may be on the queue again, with `retry_failed` or `retry_unknown`.
         async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted", "failed", "unknown")):
             repetition = 0
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
@@ -373,7 +380,7 @@ class TaskQueue:
             description = await retry_transient(handle.describe)
             is_pending = description is not None and description.status in _PENDING
             return handle, "pending" if is_pending else "ended"
-        assert handle is not None  # noqa: S101  # a missing namespace is an error, and nothing else is needed
+        assert handle is not None  # noqa: S101  # an activity needs only its namespace; without it, an error
         return handle, "started"
 
     async def _start(self, task: Task, repetition: int) -> ActivityHandle[Any]:
@@ -433,10 +440,10 @@ class _QueuedCall:
             self._handle, state = await self.queue.start(self.task, repetition)
             if self._stopped:
                 await self._cancel_activity()
-            report = None if state == "ended" else await self._wait()
-            if report is not None and not (_is_declined(report) and now() < decline_deadline):
-                return await self._response(report)
-            if report is None and (response := await self._recorded_response()) is not None:
+            result = None if state == "ended" else await self._wait()
+            if result is not None and not (_is_declined(result) and now() < decline_deadline):
+                return await self._response(result)
+            if result is None and (response := await self._recorded_response()) is not None:
                 return response
             if self._stopped:
                 self.gate.phase = Phase.WAITING
@@ -445,7 +452,7 @@ class _QueuedCall:
             if state == "ended":
                 continue
             # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
-            if report is not None:
+            if result is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
             await asyncio.sleep(wait)
             wait = min(2 * wait, _BACKOFF_SECONDS[1])
@@ -460,8 +467,8 @@ class _QueuedCall:
             with contextlib.suppress(ConfigurationError):  # then the call is waited for
                 await retry_transient(self._handle.cancel)
 
-    async def _wait(self) -> Report | None:
-        """Return the report, once the activity has ended; `None` if it has none."""
+    async def _wait(self) -> TaskResult | None:
+        """Return the result of the activity, once it has ended; `None` if it has none."""
         handle: Any = self._handle
         try:
             payload = await retry_transient(handle.result)
@@ -476,9 +483,9 @@ class _QueuedCall:
             for cause in (error.cause, error.cause.__cause__):
                 if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
                     raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
-            _logger.info("an activity ended without a report: %s", type(error.cause).__name__)
+            _logger.info("an activity ended without a result: %s", type(error.cause).__name__)
             return None
-        return None if payload is None else Report.from_payload(payload)
+        return None if payload is None else TaskResult.from_payload(payload)
 
     async def _recorded_response(self) -> RelayCreateResponse | None:
         """Return the response that the journal has for a creation, or raise the recorded error.
@@ -501,18 +508,18 @@ class _QueuedCall:
             return outcome.response
         raise outcome.error
 
-    async def _response(self, report: Report) -> RelayCreateResponse | RelayRemoveResponse:
+    async def _response(self, result: TaskResult) -> RelayCreateResponse | RelayRemoveResponse:
         recorder: Any = self.gate.recorder
-        recorder.journalled = report.journalled
-        self.gate.attempts = report.attempts
-        if not report.succeeded:
-            raise report.to_error()
+        recorder.journalled = result.journalled
+        self.gate.attempts = result.attempts
+        if not result.succeeded:
+            raise result.to_error()
         if self.task.activity != CREATE_ACTIVITY:
-            return RelayRemoveResponse(removed=True, request_id=report.request_id, inferred=report.inferred)
-        if report.relay_token is not None:
-            return RelayCreateResponse(report.relay_token, report.request_id)
+            return RelayRemoveResponse(removed=True, request_id=result.request_id, inferred=result.inferred)
+        if result.relay_token is not None:
+            return RelayCreateResponse(result.relay_token, result.request_id)
         response = await self._recorded_response()
-        self.gate.attempts = report.attempts
+        self.gate.attempts = result.attempts
         if response is None:
             raise OutcomeUnknownError("the worker has recorded a token, and the journal doesn't have it")
         return response
@@ -523,13 +530,14 @@ def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:
     return OutcomeUnknownError(
         f"the outcome of a call on a task queue can't be read: {error.args[0]}",
         sent=None,
-        advice="Fix the cause and run again: the journal has the outcome, or will have it.",
+        advice="Fix the cause, and repeat the run. It reads the outcome, or makes the call if no attempt was "
+        "started.",
     )
 
 
-def _is_declined(report: Report) -> bool:
+def _is_declined(result: TaskResult) -> bool:
     """Return whether a rate limit has kept a worker from making the call, and a later one may succeed."""
-    error = None if report.error is None else report.to_error()
+    error = None if result.error is None else result.to_error()
     return isinstance(error, WaitTooLongError) or (isinstance(error, PlaidAPIError) and is_declined(error))
 
 

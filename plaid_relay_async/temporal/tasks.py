@@ -1,7 +1,7 @@
-"""What a task queue and its workers exchange: the task of a call, and the report of how the call ended.
+"""What a task queue and its workers exchange: the task of a call, and its result.
 
-Both are JSON objects, which the data converter encrypts. A report has no token, unless the journal couldn't
-record it: the process that receives the report reads the token from the journal.
+Both are JSON objects, which the data converter encrypts. A result has no token, unless the journal couldn't
+record it: the process that receives the result reads the token from the journal.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ class Task:
             )
         request_type = _OPERATIONS[activity].endpoint.request_type
         body = json.loads(payload["request"], parse_float=Decimal)
-        known = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
-        request = request_type(**known, extra=body or None)
+        values = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
+        request = request_type(**values, extra=body or None)
         return cls(activity, request, payload["name"], JournalSettings(**payload["settings"]))
 
 
 @frozen
-class Report:
-    """How the call of a task ended.
+class TaskResult:
+    """The result of a task: how its call ended.
 
     Attributes:
         succeeded: whether a token was created, or removed.
@@ -117,7 +117,7 @@ class Report:
 
     @classmethod
     def of(cls, outcome: Created | Removed | Failed | Unknown) -> Self:
-        """Return the report of an outcome."""
+        """Return the result that has an outcome."""
         common: dict[str, Any] = {
             "succeeded": not isinstance(outcome, Failed | Unknown),
             "attempts": outcome.attempts,
@@ -136,19 +136,18 @@ class Report:
         return cls(**common, error=(type(outcome.error).__name__, str(outcome.error.args[0]), attributes))
 
     def to_payload(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        """Return the result as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
-        """Return the report of a JSON object; fields that a later release has added are ignored."""
-        known = {each.name: payload[each.name] for each in fields(cls) if each.name in payload}
-        return cls(**known)
+        """Return the result of a JSON object; fields that a later release has added are ignored."""
+        return cls(**{each.name: payload[each.name] for each in fields(cls) if each.name in payload})
 
     def to_error(self) -> PlaidRelayError:
         """Return the error of a call that didn't succeed."""
         assert self.error is not None  # noqa: S101  # only a call that succeeded has none
         name, message, attributes = self.error
         error_class: type[PlaidRelayError] = getattr(errors, name, PlaidRelayError)
-        known = {name: value for name, value in attributes.items() if hasattr(error_class, name)}
-        return error_class(message, **known)
+        valid = {key: value for key, value in attributes.items() if hasattr(error_class, key)}
+        return error_class(message, **valid)

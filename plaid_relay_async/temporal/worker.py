@@ -18,7 +18,13 @@ from plaid_relay_async.config import RetryPolicy, check_count
 from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, REMOVE_ACTIVITY, Report, Task, check_queue_name
+from plaid_relay_async.temporal.tasks import (
+    CREATE_ACTIVITY,
+    REMOVE_ACTIVITY,
+    Task,
+    TaskResult,
+    check_queue_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -54,7 +60,11 @@ class _CheckedRecorder:
         return getattr(self.recorder, name)
 
     async def record_intent(self) -> None:
-        """Record the intent; see `CallRecorder`. It is undone if this raises."""
+        """Record the intent; see `CallRecorder`. It is undone if this raises.
+
+        Raises:
+            JournalError: the activity has timed out.
+        """
         await self.recorder.record_intent()
         if time.time() >= self.deadline:
             raise JournalError("the activity has timed out, so no attempt was started")
@@ -62,7 +72,9 @@ class _CheckedRecorder:
 
 @define(eq=False, repr=False)
 class _TaskJournal:
-    """The journal of one task: it checks that the submitter named the same pair, and for how long.
+    """The journal of one task.
+
+    It checks that the submitter has named the same pair, or the same token, and starts no attempt too late.
 
     Attributes:
         journal: the journal of the run.
@@ -177,7 +189,7 @@ class Worker:
             JournalError: the journal can't be opened.
             RuntimeError: Temporal rejects the worker.
         """
-        # So that a worker that can't use the journal fails now, and not with each task.
+        # A worker that can't use the journal fails now, and not with each task.
         async with Journal(self._journal_url, **self._journal_options):
             pass
         worker = ActivityWorker(
@@ -191,10 +203,10 @@ class Worker:
             async with worker:
                 await asyncio.get_running_loop().create_future()
         finally:
-            for closing in self._closing:
-                closing.cancel()
-            for opened in self._journals.values():
-                await opened.journal.close()
+            for task in self._closing:
+                task.cancel()
+            for open_journal in self._journals.values():
+                await open_journal.journal.close()
             self._journals.clear()
             await asyncio.gather(*self._closing, return_exceptions=True)
 
@@ -207,37 +219,38 @@ class Worker:
         return await self._make_call(payload)
 
     async def _make_call(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """Make the call of an activity, and return its report.
+        """Make the call of an activity, and return its result.
 
         Raises:
             ApplicationError: nothing was executed.
         """
         info = activity.info()
         limit = (info.start_to_close_timeout or timedelta.max).total_seconds()
-        relay, outcomes, error = self._client.relay, [], None
+        relay, outcomes = self._client.relay, []
+        error: BaseException | None = None
         try:
             task = Task.from_payload(info.activity_type, payload)
-            async with self._open_journal(task.settings) as opened:
+            async with self._open_journal(task.settings) as open_journal:
                 create_batch: Any = (
                     relay.create_many if task.activity == CREATE_ACTIVITY else relay.remove_many
                 )
                 batch = create_batch(
                     [task.request],
-                    journal=_TaskJournal(opened.journal, task, info.started_time.timestamp() + limit),
+                    journal=_TaskJournal(open_journal.journal, task, info.started_time.timestamp() + limit),
                     concurrency=1,
                     timeout=min(limit / 2, relay.call_context().max_request_seconds or limit),
                     retry=evolve(self._retry, max_pause=min(self._retry.max_pause, limit / 2)),
                 )
                 try:
                     await batch
-                except BatchStoppedError as stopped:
-                    error = stopped.__cause__
-                    opened.failed = opened.failed or isinstance(error, JournalError)
+                except BatchStoppedError as batch_error:
+                    error = batch_error.__cause__
+                    open_journal.failed = open_journal.failed or isinstance(error, JournalError)
                 outcomes = [*batch.result.succeeded, *batch.result.failed, *batch.result.unknown]
-        except (ConfigurationError, JournalError) as raised:
-            error = raised
+        except (ConfigurationError, JournalError) as own_error:
+            error = own_error
         if outcomes:
-            return Report.of(outcomes[0]).to_payload()
+            return TaskResult.of(outcomes[0]).to_payload()
         # The message is encrypted, and has no secret.
         message = str(error.args[0]) if isinstance(error, PlaidRelayError) else "the call wasn't made"
         raise ApplicationError(message, type=type(error).__name__, non_retryable=True)
@@ -248,35 +261,35 @@ class Worker:
 
         A journal that has failed is replaced, because its lease may have expired.
         """
-        opened = self._journals.get(settings)
-        if opened is None:
+        open_journal = self._journals.get(settings)
+        if open_journal is None:
             journal = Journal(self._journal_url, **asdict(settings), **self._journal_options)
-            opened = self._journals[settings] = _OpenJournal(journal)
+            open_journal = self._journals[settings] = _OpenJournal(journal)
         self._journals.move_to_end(settings)
-        opened.users += 1
+        open_journal.users += 1
         try:
-            async with opened.lock:
-                if not opened.is_open:
-                    await opened.journal.open()
-                    opened.is_open = True
-            yield opened
+            async with open_journal.lock:
+                if not open_journal.is_open:
+                    await open_journal.journal.open()
+                    open_journal.is_open = True
+            yield open_journal
         except JournalError:
-            opened.failed = True
+            open_journal.failed = True
             raise
         finally:
-            opened.users -= 1
-            await self._close_unused(settings, opened)
+            open_journal.users -= 1
+            await self._close_unused(settings, open_journal)
 
-    async def _close_unused(self, settings: JournalSettings, opened: _OpenJournal) -> None:
+    async def _close_unused(self, settings: JournalSettings, open_journal: _OpenJournal) -> None:
         """Close a journal that has failed, and those of the runs that were used least recently."""
         unused = []
-        if opened.failed:
-            if self._journals.get(settings) is opened:
+        if open_journal.failed:
+            if self._journals.get(settings) is open_journal:
                 del self._journals[settings]
-            if not opened.users:
-                closing = asyncio.create_task(_close_when_written(opened))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+            if not open_journal.users:
+                task = asyncio.create_task(_close_when_written(open_journal))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
         for key, other in list(self._journals.items()):
             if len(self._journals) > _MAX_IDLE_JOURNALS and not other.users:
                 unused.append(self._journals.pop(key))
@@ -284,16 +297,16 @@ class Worker:
             await unused_journal.journal.close()
 
 
-async def _close_when_written(opened: _OpenJournal) -> None:
+async def _close_when_written(open_journal: _OpenJournal) -> None:
     """Close a journal that has failed, once it has recorded the outcomes of its calls.
 
     If the activity of such a call had timed out by then, no other process has its token.
     """
     try:
-        while opened.is_open:
+        while open_journal.is_open:
             with contextlib.suppress(JournalError):
-                await opened.journal.flush()
+                await open_journal.journal.flush()
                 break
             await asyncio.sleep(_FLUSH_SECONDS)
     finally:
-        await opened.journal.close()
+        await open_journal.journal.close()

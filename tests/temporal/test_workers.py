@@ -39,7 +39,7 @@ from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.temporal import TaskQueue, Worker, data_converter
 from plaid_relay_async.temporal.task_queue import retry_transient
-from plaid_relay_async.temporal.tasks import Report
+from plaid_relay_async.temporal.tasks import TaskResult
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
@@ -100,7 +100,7 @@ async def test_a_worker_with_another_key_refuses_the_calls(
 async def test_payloads_under_another_key_are_refused(
     plaid, client, report, temporal_server, temporal_client, task_queue, journal_url
 ):
-    """A worker that can't decrypt the request reports nothing that the submitter can decrypt: the call is unknown."""
+    """A worker with another key returns nothing that the submitter can decrypt, so the call is unknown."""
     other = await Client.connect(temporal_server.address, data_converter=data_converter(OTHER_KEY))
     async with (
         open_queue(temporal_client, task_queue, journal_url) as (queue, _),
@@ -209,10 +209,10 @@ async def test_the_journals_of_runs_that_have_ended_are_closed(
             ) as (queue, _):
                 assert (await create_on_queue(queue, client, report, 1)).counts == {"created": 1}
         async with asyncio.timeout(LONG):
-            while len(opened := await postgres.execute(OPEN_JOURNALS)) > 8:
+            while len(journals := await postgres.execute(OPEN_JOURNALS)) > 8:
                 await asyncio.sleep(0.05)
-    left = await postgres.execute(OPEN_JOURNALS)
-    assert (len(opened), left) == (8, [])
+    remaining = await postgres.execute(OPEN_JOURNALS)
+    assert (len(journals), remaining) == (8, [])
     assert len(plaid.ledger) == 10
 
 
@@ -331,10 +331,10 @@ async def test_an_outcome_that_cannot_be_read_is_unknown(
     assert len(plaid.requests) == 1
 
 
-async def test_a_token_that_the_journal_does_not_have_is_found_in_the_report(
+async def test_a_token_that_the_journal_does_not_have_is_found_in_the_result(
     client, plaid, report, temporal_server, temporal_client, task_queue, journal_url, postgres
 ):
-    """A worker whose journal fails reports the token, and the next run of the submitter finds it there."""
+    """A worker whose journal fails returns the token, and the next run of the submitter finds it there."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
     async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 2))
@@ -387,7 +387,7 @@ async def test_a_token_that_the_journal_does_not_have_is_unknown(
 
     @activity.defn(name="plaid_relay.create")
     async def claim(_task: dict) -> dict:
-        return Report(succeeded=True, attempts=1, request_id="r", journalled=True).to_payload()
+        return TaskResult(succeeded=True, attempts=1, request_id="r", journalled=True).to_payload()
 
     async with (
         open_queue(temporal_client, task_queue, journal_url) as (queue, _),
@@ -433,13 +433,13 @@ async def test_a_call_that_an_operator_pauses_is_made_later(
     assert len(plaid.requests) == 1
 
 
-# ------------------------------------------------------------------------------- a server that says no
+# ------------------------------------------------------------------------------- a server that rejects
 
 
 async def test_a_namespace_that_does_not_exist_is_an_error_of_each_use(
     client, plaid, report, temporal_server, task_queue, journal_url
 ):
-    """It isn't taken for a run without calls."""
+    """It isn't mistaken for a run without calls."""
     temporal = await Client.connect(
         temporal_server.address, namespace="nowhere", data_converter=data_converter(KEY)
     )
@@ -516,8 +516,8 @@ async def test_a_request_is_repeated_until_the_server_responds():
     assert await retry_transient(request) == "response"
 
 
-async def test_a_missing_object_is_no_error():
-    """There is no response then."""
+async def test_a_missing_object_is_not_an_error():
+    """The response is `None` then."""
     assert await retry_transient(Responses([rpc_error(RPCStatusCode.NOT_FOUND)])) is None
 
 

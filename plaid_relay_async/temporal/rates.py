@@ -72,7 +72,7 @@ _MAX_PERIOD: Final = 60.0
 _PERIOD_PER_ATTEMPT: Final = 10.0
 _INCREASE_STEP: Final = 0.02
 _INCREASE_GROWTH: Final = 1.5
-# After so many periods the adaptive rate is forgotten: it is 300 times as high as at first.
+# The number of periods after which the adaptive rate is forgotten: it is 300 times as high as at first.
 _MAX_STEPS: Final = 24
 
 

@@ -158,7 +158,7 @@ def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tm
 
 
 def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, task_queue, tmp_path):
-    """`--detach` submits a run without waiting, again too; a later command follows it."""
+    """`--detach` submits a run without waiting, and may be repeated; a later command follows the run."""
     first = bulk(30, "--detach")
     assert (first.status, first.out) == (0, ""), first.err
     assert table_of(first.err) | {"started": "30", "pending": "0", "recorded": "0"} == table_of(first.err)
@@ -298,7 +298,7 @@ def silent_server(simulator, monkeypatch):
 
 
 def test_a_server_that_does_not_respond(silent_server, run, task_queue):
-    """A server that doesn't respond is given up after ten seconds, with status 1."""
+    """After ten seconds without a response from the server, the command ends with status 1."""
     result = run("rate", "--task-queue", task_queue)
     assert result.status == 1
     assert "no response within 10 seconds" in result.err

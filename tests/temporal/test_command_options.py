@@ -161,7 +161,7 @@ def test_a_server_that_cannot_be_reached(run, files, monkeypatch, args, variable
 
 @frozen
 class RefusingClient:
-    """A client of Temporal that may use a namespace and not describe it, as the role of an API key may say.
+    """A client of Temporal that may use a namespace but not describe it, as the role of an API key may require.
 
     The development server has no roles.
     """

@@ -27,13 +27,6 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def size(request):
-    """A function that takes the sizes of the sample and of the full proof, and returns the one to run."""
-    full_size = request.config.getoption("endurance")
-    return lambda sample, full: full if full_size else sample
-
-
-@pytest.fixture
 def a_run(plaid, report, temporal_server, task_queue, journal_url, tmp_path):
     return Run(plaid.url, temporal_server.address, task_queue, journal_url, report, tmp_path)
 
@@ -188,7 +181,7 @@ async def test_a_suspended_worker_begins_a_lost_activity(a_run, plaid):
 
 @pytest.mark.parametrize("lease", [2.0, 60.0])
 async def test_a_worker_is_suspended_between_intent_and_response(a_run, plaid, lease):
-    """The token arrives after the activity was given up: the journal has it, and the next outcome.
+    """The token arrives after the activity has timed out: the journal has it, and so has the next outcome.
 
     As long as the lease of the worker is valid, the submitter waits for it.
     """
@@ -232,7 +225,7 @@ async def test_a_repetition_while_a_worker_is_suspended(a_run, plaid):
 
 
 async def test_a_repetition_is_lost(a_run, plaid):
-    """A suspended worker receives the repetition of a call in doubt: another worker makes it, and only once."""
+    """A suspended worker receives the repetition of a call in doubt; another worker makes it, and only once."""
     run = evolve(a_run, partners=1, concurrency=1, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, times=1, close=True, when="after"))
     async with running(run_worker, run):

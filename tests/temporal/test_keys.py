@@ -40,7 +40,7 @@ async def test_a_worker_whose_temporal_client_has_another_key_is_a_clear_error(
 async def test_a_worker_with_another_key_for_the_journal_doesnt_start(
     client, temporal_client, task_queue, journal_url
 ):
-    """It fails before it takes a task."""
+    """It fails before it receives a task."""
     async with Journal(journal_url, key=KEY):
         pass
     worker = Worker(temporal_client, task_queue, client, journal_url, key=OTHER_KEY)

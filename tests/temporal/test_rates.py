@@ -416,7 +416,7 @@ async def test_a_429_with_a_foreign_limit(temporal_client, task_queue, start_rat
 
 
 async def test_a_client_that_gets_a_429(plaid, report, temporal_client, task_queue, start_rate):
-    """As callback and rate limiter of a client, it learns of a 429 and of its delay."""
+    """As callback and rate limiter of a client, it receives a 429 and its delay."""
     shared, _ = await start_rate()
     plaid.fail(Fault(path=CREATE, status=429, times=1, headers={"Retry-After": "2"}))
     limiter = {"on_attempt": shared.on_attempt, "rate_limiter": shared}

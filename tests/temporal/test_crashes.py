@@ -200,6 +200,7 @@ async def test_a_worker_is_suspended_between_intent_and_response(a_run, plaid, l
             await submit_once(run)
         else:
             assert await submitter.wait() == 0
+        assert not await describe_activities(run, repetition=1)
     assert await check_outcomes(run, plaid, run.outcomes()) == set()
     assert tokens_per_partner(plaid) == {"p0": 1}
 
@@ -222,6 +223,21 @@ async def test_a_repetition_while_a_worker_is_suspended(a_run, plaid):
             outcomes = await submit_once(other)
     assert tokens_per_partner(plaid) == {f"p{number}": 1 + (number == 0) for number in range(20)}
     assert await check_outcomes(other, plaid, outcomes) == set()
+
+
+async def test_a_worker_is_killed_in_flight(a_run, plaid):
+    """The pair is unknown, and nothing repeats the call in the same run, although the run permits it."""
+    run = evolve(a_run, partners=1, retry_unknown=True)
+    plaid.fail(Fault(path=CREATE, latency=1.0, times=1, when="after"))
+    async with running(run_worker, run) as worker, running(run_submitter, run) as submitter:
+        await wait_until_async(lambda: plaid.ledger)
+        await worker.kill()
+        async with running(run_worker, run):
+            assert await submitter.wait() == 0
+            assert await check_outcomes(run, plaid, run.outcomes()) == {"p0"}
+            assert tokens_per_partner(plaid) == {"p0": 1}
+            assert await check_outcomes(run, plaid, await submit_once(run)) == set()
+    assert tokens_per_partner(plaid) == {"p0": 2}
 
 
 async def test_a_repetition_is_lost(a_run, plaid):

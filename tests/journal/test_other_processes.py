@@ -118,6 +118,27 @@ async def test_the_outcome_of_another_process_is_read(client, plaid, report, url
     )
 
 
+async def test_a_failure_that_may_pass_is_no_outcome(client, plaid, report, url):
+    """Another attempt may start, as in a later run."""
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_type": "ITEM_ERROR"}))
+
+    async def act(recorder, request):
+        await create_in_run(client, report, url, "x", 1)
+        return await recorder.read_outcome(request)
+
+    assert await read_outcome(client, report, url, act) is None
+
+
+async def test_what_is_recorded_already_is_not_recorded_again(client, report, url):
+    """A journal without unrecorded outcomes has nothing to flush."""
+    async with Journal(url, run="x", key=KEY) as journal:
+        await journal.flush()
+        await client.relay.create_many(creation_requests(report, 1), journal=journal)
+        await journal.flush()
+        status = await journal.status("x")
+    assert status.counts == {"created": 1}
+
+
 async def test_a_pair_that_another_run_has_taken_is_refused(client, report, url):
     """The outcome is the one of a journal that refuses pairs of other runs."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import math
 from collections import Counter
@@ -40,6 +41,7 @@ from plaid_relay_async.errors import (
     OutcomeUnknownError,
     PlaidAPIError,
     PlaidRelayError,
+    RequestValidationError,
     WaitTooLongError,
 )
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
@@ -63,10 +65,17 @@ T = TypeVar("T")
 RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 """The search attribute that has the run name."""
 _BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
+# Seconds. In less than one, a worker can't record an intent, and the call would be queued again for ever.
+_MAX_START_TO_CLOSE: Final = 86_400
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
+# A server accepts 2 MB by default, and encryption adds a third. It would reject a larger one as invalid, or,
+# above 4 MB, as if its resources were exhausted for the moment.
+_MAX_TASK_BYTES: Final = 1_500_000
 _PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
+# The failures of a worker that would refuse every task. `NotFoundError` is that of another program's worker.
+_REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
 # Errors after which the same request to Temporal may succeed.
 _TRANSIENT: Final = frozenset(
     {
@@ -144,8 +153,8 @@ class TaskQueue:
         temporal: a client of Temporal with the data converter of `data_converter`.
         name: the name of the task queue.
         journal: the open journal of the run, in PostgreSQL.
-        start_to_close: seconds after which a call that a worker has begun is considered lost. The worker's
-            client has half of it for the call.
+        start_to_close: seconds after which a call that a worker has begun is considered lost, from one to
+            those of a day. The worker's client has half of it for the call.
         search_attribute: whether to set the search attribute `PlaidRelayRun`, with which Temporal's own tools
             can list the calls of a run. The server must have it.
 
@@ -164,6 +173,10 @@ class TaskQueue:
     ) -> None:
         check_queue_name(name)
         check_seconds("start_to_close", start_to_close)
+        if not 1 <= start_to_close <= _MAX_START_TO_CLOSE:
+            raise ConfigurationError(
+                f"start_to_close must be from 1 to {_MAX_START_TO_CLOSE:,} seconds, not {start_to_close:g}"
+            )
         check_encryption(temporal)
         if journal.path is not None:
             raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
@@ -371,15 +384,25 @@ class TaskQueue:
             the journal shows whether the pair has an outcome, which may have been recorded since its look-up.
 
         Raises:
-            ConfigurationError: Temporal rejects the activity.
+            ConfigurationError: Temporal rejects the activity, or it is pending on another task queue.
+            RequestValidationError: the request is too large for Temporal.
         """
+        if len(json.dumps(task.to_payload())) > _MAX_TASK_BYTES:
+            raise RequestValidationError.of("request", "is too large for a task queue")
         try:
             handle = await retry_transient(self._start, task, repetition)
         except ActivityAlreadyStartedError:
             handle = self._handle(task.activity, task.name, repetition)
             description = await retry_transient(handle.describe)
-            is_pending = description is not None and description.status in _PENDING
-            return handle, "pending" if is_pending else "ended"
+            if description is None or description.status not in _PENDING:
+                return handle, "ended"
+            if description.task_queue != self._name:
+                # Perhaps no worker polls it, and then the call would be waited for without end.
+                raise ConfigurationError(
+                    f"calls of the run are already on the task queue {description.task_queue!r}",
+                    advice="Continue the run on that task queue, or cancel the run before you move it.",
+                ) from None
+            return handle, "pending"
         assert handle is not None  # noqa: S101  # an activity needs only its namespace; without it, an error
         return handle, "started"
 
@@ -402,7 +425,8 @@ class TaskQueue:
         raise ConfigurationError(
             "Temporal has rejected a call: invalid argument",
             advice=f"The server must have the search attribute {RUN_ATTRIBUTE.name}, of the type Keyword: "
-            "create it, or pass search_attribute=False.",
+            "create it, or pass search_attribute=False. The name of the run or of the task queue may be too "
+            "long.",
         )
 
     def _handle(self, activity: str, name: str, repetition: int) -> ActivityHandle[Any]:
@@ -481,7 +505,7 @@ class _QueuedCall:
         except ActivityFailureError as error:
             # A worker with another key can't read the task; then the error has a cause.
             for cause in (error.cause, error.cause.__cause__):
-                if isinstance(cause, ApplicationError) and cause.type == ConfigurationError.__name__:
+                if isinstance(cause, ApplicationError) and cause.type in _REFUSALS:
                     raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
             _logger.info("an activity ended without a result: %s", type(error.cause).__name__)
             return None

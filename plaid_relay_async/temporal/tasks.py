@@ -6,6 +6,7 @@ record it: the process that receives the result reads the token from the journal
 
 from __future__ import annotations
 
+import contextlib
 import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -81,16 +82,19 @@ class Task:
         Raises:
             ConfigurationError: another release wrote it in a form that this one doesn't know.
         """
-        if payload.get("version") != _VERSION:
-            raise ConfigurationError(
-                f"another release of this package wrote the task (version {payload.get('version')!r})",
-                advice="Run the same release on the workers and where the runs are started.",
-            )
-        request_type = _OPERATIONS[activity].endpoint.request_type
-        body = json.loads(payload["request"], parse_float=Decimal)
-        values = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
-        request = request_type(**values, extra=body or None)
-        return cls(activity, request, payload["name"], JournalSettings(**payload["settings"]))
+        version = payload.get("version")
+        if version == _VERSION:
+            request_type = _OPERATIONS[activity].endpoint.request_type
+            # A later release may have added a setting, or a rule for requests.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                body = json.loads(payload["request"], parse_float=Decimal)
+                known = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
+                request = request_type(**known, extra=body or None)
+                return cls(activity, request, payload["name"], JournalSettings(**payload["settings"]))
+        raise ConfigurationError(
+            f"another release of this package wrote the task (version {version!r})",
+            advice="Run the same release on the workers and where the runs are started.",
+        )
 
 
 @frozen

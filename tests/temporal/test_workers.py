@@ -462,6 +462,8 @@ async def test_a_namespace_that_does_not_exist_is_an_error_of_each_use(
         ({"name": ""}, "the name of a task queue must be"),
         ({"name": None}, "the name of a task queue must be"),
         ({"start_to_close": 0}, "start_to_close must be a finite number of seconds"),
+        ({"start_to_close": 0.001}, "start_to_close must be from 1 to 86,400 seconds, not 0.001"),
+        ({"start_to_close": 1e300}, "start_to_close must be from 1 to 86,400 seconds"),
     ],
 )
 async def test_a_task_queue_with_an_invalid_argument_is_rejected(

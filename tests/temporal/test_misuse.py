@@ -1,0 +1,122 @@
+"""What users and operators may do wrong: a run ends with an error that names the cause, and creates nothing twice."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from journal_support import creation_requests
+from temporal_support import LONG, create_on_queue, open_queue, running_worker
+from temporalio import activity
+from temporalio.client import ActivityFailureError
+from temporalio.worker import Worker as ActivityWorker
+
+from plaid_relay_async import ConfigurationError, RelayCreateRequest, RequestValidationError
+
+pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("length", [2_000_000, 5_000_000], ids=["2 MB", "5 MB"])
+async def test_a_request_that_is_too_large_for_temporal_fails(
+    client, plaid, report, temporal_client, task_queue, journal_url, length
+):
+    """The server says of the larger one that its resources are exhausted, which isn't repeated for ever."""
+    requests = [RelayCreateRequest([report], "p", extra={"text": "x" * length})]
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        result = await client.relay.create_many(requests, task_queue=queue)
+        with pytest.raises(RequestValidationError, match="too large for a task queue"):
+            await queue.submit(client, requests)
+    assert result.counts == {"failed": 1}
+    assert isinstance(result.failed[0].error, RequestValidationError)
+    assert not plaid.requests
+
+
+@pytest.mark.timeout(60)
+async def test_the_largest_request_is_accepted(client, report, temporal_client, task_queue, journal_url):
+    """The limit is below that of the server, also after encryption."""
+    requests = [RelayCreateRequest([report], "p", extra={"text": "x" * 1_490_000})]
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        assert (await queue.submit(client, requests)).started == 1
+
+
+@activity.defn(name="other")
+async def other_activity():
+    """Do nothing."""
+
+
+@pytest.mark.timeout(60)
+async def test_a_worker_of_another_program_on_the_task_queue_is_an_error(
+    client, report, temporal_client, task_queue, journal_url
+):
+    """It fails each call without making it, so the batch stops, and doesn't add the call again for ever."""
+    async with (
+        ActivityWorker(temporal_client, task_queue=task_queue, activities=[other_activity]),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+    ):
+        result = await create_on_queue(queue, client, report, 5, concurrency=1)
+    assert isinstance(result.stopped_by, ConfigurationError)
+    assert "plaid_relay.create" in str(result.stopped_by)
+
+
+@pytest.mark.timeout(60)
+async def test_a_run_that_is_on_another_task_queue_is_an_error(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """Its calls would be waited for without end if no worker polls the other task queue."""
+    other = f"{task_queue}-mistyped"
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with open_queue(temporal_client, other, journal_url) as (queue, _):
+            await queue.submit(client, creation_requests(report, 3))
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+            result = await create_on_queue(queue, client, report, 3)
+            assert isinstance(result.stopped_by, ConfigurationError)
+            assert other in str(result.stopped_by)
+            with pytest.raises(ConfigurationError, match=other):
+                await queue.submit(client, creation_requests(report, 3))
+            assert await queue.cancel() == 3
+            moved = await create_on_queue(queue, client, report, 3)
+    assert moved.counts == {"created": 3}
+    assert len(plaid.requests) == 3
+
+
+@pytest.mark.timeout(60)
+async def test_a_setting_of_a_later_release_is_refused(
+    client, plaid, temporal_client, task_queue, journal_url
+):
+    """A worker that doesn't know it can't keep it."""
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        settings = {"run": "x", "on_existing": "reuse", "retry_unknown": False, "retry_failed": False}
+        handle = await temporal_client.start_activity(
+            "plaid_relay.create",
+            {
+                "version": 1,
+                "request": '{"report_tokens": ["t"], "secondary_client_id": "p"}',
+                "name": "n",
+                "settings": settings | {"retry_tomorrow": True},
+            },
+            id=task_queue,
+            task_queue=task_queue,
+            start_to_close_timeout=timedelta(seconds=LONG),
+        )
+        with pytest.raises(ActivityFailureError) as raised:
+            await handle.result()
+    assert raised.value.cause.type == "ConfigurationError"
+    assert "another release" in raised.value.cause.message
+    assert not plaid.requests
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("long", ["run", "task queue"])
+async def test_a_name_that_is_too_long_is_an_error_that_says_so(
+    client, report, temporal_client, task_queue, journal_url, long
+):
+    """Temporal has limits for the values of search attributes and for names."""
+    run, name = ("r" * 10_000, task_queue) if long == "run" else ("x", "q" * 10_000)
+    async with open_queue(temporal_client, name, journal_url, run=run) as (queue, _):
+        result = await create_on_queue(queue, client, report, 1)
+    assert result.counts == {"failed": 1}
+    assert "too long" in str(result.failed[0].error)

@@ -216,7 +216,9 @@ class CallCoordinator:
     ) -> CreationRecorder | None:
         """Return a recorder, or `None` if the pair must be looked up again later."""
         lookup = await (
-            self._look_up_or_assume_new(pair) if former_pair is None else self.writer.look_up_pair(pair)
+            self._look_up_or_assume_new(pair, policy)
+            if former_pair is None
+            else self.writer.look_up_pair(pair)
         )
         decision = decide(
             lookup.own,
@@ -260,10 +262,12 @@ class CallCoordinator:
         await self._record_held_elsewhere(request, pair, lookup.own, decision.row)
         return CreationRecorder(self, pair, recorded_outcome=self._recorded_outcome(request, decision.row))
 
-    async def _look_up_or_assume_new(self, pair: str) -> PairLookup:
+    async def _look_up_or_assume_new(self, pair: str, policy: PairPolicy) -> PairLookup:
         # A large new run needs no look-up for each pair: after many consecutive new pairs, the next one is
-        # assumed to be new as well. If it isn't, its intent loses the race, and the call looks it up.
-        if self._consecutive_new >= _ASSUME_NEW_AFTER:
+        # assumed to be new as well. If it isn't, its intent loses the race, and the call looks it up. With
+        # permission to repeat, pairs aren't new, and a task queue needs to know what is repeated.
+        may_repeat = policy.retry_unknown or policy.retry_failed
+        if self._consecutive_new >= _ASSUME_NEW_AFTER and not may_repeat:
             return ASSUMED_NEW
         lookup = await self.writer.look_up_pair(pair)
         self._consecutive_new = (
@@ -503,6 +507,12 @@ class CreationRecorder(_PairRecorder):
     earlier_in_doubt_error: OutcomeUnknownError | None = None
     assumed_new: bool = False
     rows_before: tuple[Row | None, Row | None] = (None, None)
+
+    @property
+    def row_in_doubt(self) -> int | None:
+        """The ID of the row with the attempt in doubt that the intent replaces, if there is one."""
+        row = first_in_doubt(self.rows_before)
+        return None if row is None else row.id
 
     async def read_outcome(self, request: RelayCreateRequest) -> Outcome | None:
         """Return the outcome that another process has recorded; see `CallCoordinator.read_outcome`."""

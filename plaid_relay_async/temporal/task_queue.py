@@ -262,10 +262,10 @@ class TaskQueue:
             running.cancel()
 
     def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: Any) -> Task:
-        name = (
-            recorder.recorder.pair if operation is CREATE else self._journal.keyed_hash(request.relay_token)
-        )
-        return Task(activity_of(operation), request, name, self._journal.settings)
+        name, in_doubt = self._journal.keyed_hash(getattr(request, "relay_token", "")), None
+        if operation is CREATE:
+            name, in_doubt = recorder.recorder.pair, recorder.recorder.row_in_doubt
+        return Task(activity_of(operation), request, name, self._journal.settings, in_doubt)
 
     # ----------------------------------------------------------------------------- without a batch
 

@@ -58,12 +58,15 @@ class Task:
         name: the digest that names the pair, or the relay token to remove. A worker with another journal, or
             with the credentials of another lender, computes another digest.
         settings: the run, and the settings of the journal for it.
+        in_doubt: the ID of the journal's row with the attempt in doubt that the call replaces, if there is
+            one. `retry_unknown` permits no other: a task that is handed out twice is made once.
     """
 
     activity: str
     request: RelayCreateRequest | RelayRemoveRequest
     name: str
     settings: JournalSettings
+    in_doubt: int | None
 
     def to_payload(self) -> dict[str, Any]:
         """Return the task as a JSON object."""
@@ -73,6 +76,7 @@ class Task:
             "request": codec.encode_request(self.request, Hidden({})).decode(),
             "name": self.name,
             "settings": asdict(self.settings),
+            "in_doubt": self.in_doubt,
         }
 
     @classmethod
@@ -90,7 +94,8 @@ class Task:
                 body = json.loads(payload["request"], parse_float=Decimal)
                 known = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
                 request = request_type(**known, extra=body or None)
-                return cls(activity, request, payload["name"], JournalSettings(**payload["settings"]))
+                settings = JournalSettings(**payload["settings"])
+                return cls(activity, request, payload["name"], settings, payload["in_doubt"])
         raise ConfigurationError(
             f"another release of this package wrote the task (version {version!r})",
             advice="Run the same release on the workers and where the runs are started.",

@@ -97,9 +97,10 @@ class _TaskJournal:
         Raises:
             ConfigurationError: the submitter has another journal, or calls for another lender.
         """
+        is_creation = self.task.activity == CREATE_ACTIVITY
         name = (
             await self.journal.pair_id(request, context)
-            if self.task.activity == CREATE_ACTIVITY
+            if is_creation
             else self.journal.keyed_hash(request.relay_token)
         )
         if self.task.name != name:
@@ -108,7 +109,13 @@ class _TaskJournal:
                 advice="Start the worker and the run with the same journal, the same client ID or namespace, "
                 "and the same address of Plaid.",
             )
-        return _CheckedRecorder(await self.journal.acquire_recorder(request, context), self.deadline)
+        recorder: Any = await self.journal.acquire_recorder(request, context)
+        if is_creation and recorder.row_in_doubt not in {None, self.task.in_doubt}:
+            # An earlier execution of this task has replaced the row, and is itself in doubt now.
+            recorder.release()
+            unrepeated = evolve(context, retry_unknown=False)
+            recorder = await self.journal.acquire_recorder(request, unrepeated)
+        return _CheckedRecorder(recorder, self.deadline)
 
 
 @define(eq=False, repr=False)

@@ -6,14 +6,25 @@ from datetime import timedelta
 
 import pytest
 from journal_support import creation_requests
-from temporal_support import LONG, create_on_queue, open_queue, running_worker
+from support import CREATE
+from temporal_support import (
+    LONG,
+    activity_handle,
+    create_on_queue,
+    open_queue,
+    pair_of,
+    running_worker,
+)
 from temporalio import activity
 from temporalio.client import ActivityFailureError
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest, RequestValidationError
+from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
+
+INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 
 
 @pytest.mark.timeout(60)
@@ -120,3 +131,49 @@ async def test_a_name_that_is_too_long_is_an_error_that_says_so(
         result = await create_on_queue(queue, client, report, 1)
     assert result.counts == {"failed": 1}
     assert "too long" in str(result.failed[0].error)
+
+
+@pytest.mark.timeout(60)
+async def test_a_task_that_is_handed_out_twice_repeats_an_unknown_creation_once(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """`retry_unknown` permits to replace the attempt that was in doubt, and not the one that replaced it."""
+    plaid.fail(Fault(path=CREATE, close=True, when="after"))
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+            pair = (await create_on_queue(queue, client, report, 1)) and await pair_of(journal)
+        async with open_queue(temporal_client, task_queue, journal_url, retry_unknown=True) as (queue, _):
+            repeated = await create_on_queue(queue, client, report, 1)
+            sent = len(plaid.requests)
+            for repetition in range(2):
+                handle = activity_handle(queue, pair, repetition)
+                (task,) = await (await handle.describe(include_input=True)).input()
+                again = await temporal_client.start_activity(
+                    "plaid_relay.create",
+                    task,
+                    id=f"{task_queue}-{repetition}",
+                    task_queue=task_queue,
+                    start_to_close_timeout=timedelta(seconds=LONG),
+                    result_type=dict,
+                )
+                assert (await again.result())["error"][0] == "OutcomeUnknownError"
+    assert (repeated.counts, sent) == ({"unknown": 1}, 2)
+    assert len(plaid.requests) == 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("setting", ["retry_unknown", "retry_failed"])
+async def test_a_repetition_after_many_new_pairs(
+    client, plaid, report, temporal_client, task_queue, journal_url, setting
+):
+    """After many new pairs, a pair that isn't new is repeated all the same if that is permitted."""
+    effect = {"close": True} if setting == "retry_unknown" else {"status": 400, "body": INVALID}
+    plaid.fail(Fault(path=CREATE, times=1, **effect))
+    requests = [*creation_requests(report, 121)][::-1]
+    async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+            first = await client.relay.create_many(requests[-1:], task_queue=queue)
+        async with open_queue(temporal_client, task_queue, journal_url, **{setting: True}) as (queue, _):
+            result = await client.relay.create_many(requests, task_queue=queue, concurrency=1)
+    assert first.counts.keys() == {setting.removeprefix("retry_")}
+    assert result.counts == {"created": 121}

@@ -67,6 +67,9 @@ _DECREASE_FACTOR: Final = 0.92
 _SHORT_PAUSE: Final = 5.0
 _MIN_SHARE_AFTER_SHORT_PAUSE: Final = 0.5
 _MIN_PAUSE: Final = 1.0
+# A longer `Retry-After`, such as a mistaken one of years, would stop all runs without end: after this many
+# seconds, one declined attempt renews the pause.
+_MAX_PAUSE: Final = 3_600.0
 _MIN_BASE: Final = 0.1
 _MAX_PERIOD: Final = 60.0
 _PERIOD_PER_ATTEMPT: Final = 10.0
@@ -368,9 +371,9 @@ class SharedRate:
     """Shares the pauses and the rate after a 429 among all workers of a task queue. Each worker runs one.
 
     Pass its method `on_attempt` to the worker's `RelayClient`, as `on_attempt=`. A 429 pauses the task queue
-    for all workers, for `Retry-After` or for a second. Then the queue continues with a lower rate, which
-    increases slowly, as that of each client does (see `transport.throttle`). A few isolated 429s don't change
-    the rate; without `Retry-After` they cause no pause either.
+    for all workers, for `Retry-After` (an hour at most) or for a second. Then the queue continues with a
+    lower rate, which increases slowly, as that of each client does (see `transport.throttle`). A few isolated
+    429s don't change the rate; without `Retry-After` they cause no pause either.
 
     A `SharedRate` is also a `RateLimiter`. As the client's `rate_limiter`, it delays calls that were
     dispatched before a pause until the pause has ended.
@@ -406,7 +409,8 @@ class SharedRate:
         elif attempt.certainty == "declined" and attempt.status == 429:
             self._isolated_budget -= 1
             if attempt.retry_after or self._isolated_budget < 0:
-                self._pause_until = max(self._pause_until, now + max(attempt.retry_after or 0.0, _MIN_PAUSE))
+                pause = min(max(attempt.retry_after or 0.0, _MIN_PAUSE), _MAX_PAUSE)
+                self._pause_until = max(self._pause_until, now + pause)
                 self._trip = self._trip or _Trip(started, now)
                 self._declined.set()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -346,6 +347,16 @@ async def test_the_longest_pause_remains(temporal_client, task_queue, start_rate
     await wait_for(temporal_client, task_queue, is_paused)
     await wait_for(temporal_client, task_queue, is_running)
     assert time.time() >= paused_until
+
+
+@pytest.mark.parametrize("retry_after", [1e12, sys.float_info.max], ids=["30,000 years", "for ever"])
+async def test_a_pause_of_years_lasts_an_hour(temporal_client, task_queue, start_rate, retry_after):
+    """A mistaken `Retry-After` doesn't stop all runs without end, nor the worker's share in the rate."""
+    shared, running = await start_rate()
+    shared.on_attempt(attempt_end("declined", retry_after=retry_after))
+    rate = await wait_for(temporal_client, task_queue, lambda rate: rate.is_paused or running.done())
+    assert not running.done()
+    assert 3_000 < rate.paused_until.timestamp() - time.time() < 3_601
 
 
 async def test_the_rate_after_a_429(temporal_client, task_queue, start_rate):

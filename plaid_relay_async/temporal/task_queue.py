@@ -52,7 +52,7 @@ from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 
-    from temporalio.client import Client
+    from temporalio.client import ActivityExecutionDescription, Client
 
     from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult
     from plaid_relay_async.client import RelayClient
@@ -72,6 +72,7 @@ _MAX_DECLINED_SECONDS: Final = 300.0
 # A server accepts 2 MB by default, and encryption adds a third. It would reject a larger one as invalid, or,
 # above 4 MB, as if its resources were exhausted for the moment.
 _MAX_TASK_BYTES: Final = 1_500_000
+_MAX_DELETED: Final = 10  # deleted activities of a pair after which others are looked for
 _PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # The failures of a worker that would refuse every task. `NotFoundError` is that of another program's worker.
@@ -220,11 +221,7 @@ class TaskQueue:
 
         A worker whose journal has failed puts the token into the result.
         """
-        for repetition in itertools.count():
-            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
-            description = await retry_transient(handle.describe)
-            if description is None:
-                break
+        for handle, description in await self._find_activities(pair):
             is_completed = description.status is ActivityExecutionStatus.COMPLETED
             if is_completed and (payload := await retry_transient(handle.result)) is not None:
                 result = TaskResult.from_payload(payload)
@@ -343,9 +340,8 @@ class TaskQueue:
 
     async def _read_requests(self) -> AsyncIterator[RelayCreateRequest]:
         async for pair in self._journal.pair_ids(self.run):
-            handle = self._handle(CREATE_ACTIVITY, pair, 0)
-            description = await retry_transient(handle.describe, include_input=True)
-            if description is not None and (payloads := await description.input()):
+            for _, description in (await self._find_activities(pair, include_input=True))[:1]:
+                payloads: Any = await description.input()
                 request: Any = Task.from_payload(CREATE_ACTIVITY, payloads[0]).request
                 yield request
 
@@ -362,17 +358,30 @@ class TaskQueue:
         count = 0
         # A pair with an earlier outcome may be on the queue again, with `retry_failed` or `retry_unknown`.
         async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted", "failed", "unknown")):
-            repetition = 0
-            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
-            while (description := await retry_transient(handle.describe)) is not None:
+            for handle, description in await self._find_activities(pair):
                 if description.status in _PENDING:
                     await retry_transient(handle.cancel)
                     count += 1
-                repetition += 1
-                handle = self._handle(CREATE_ACTIVITY, pair, repetition)
         return count
 
     # ------------------------------------------------------------------------------------- activities
+
+    async def _find_activities(
+        self, pair: str, *, include_input: bool = False
+    ) -> list[tuple[ActivityHandle[Any], ActivityExecutionDescription]]:
+        """Return the activities of a creation that the server has, in the order of their repetitions.
+
+        The server deletes the first ones first, once their retention has passed.
+        """
+        found: list[tuple[ActivityHandle[Any], ActivityExecutionDescription]] = []
+        for repetition in itertools.count():
+            handle = self._handle(CREATE_ACTIVITY, pair, repetition)
+            description = await retry_transient(handle.describe, include_input=include_input)
+            if description is not None:
+                found.append((handle, description))
+            elif found or repetition >= _MAX_DELETED:
+                break
+        return found
 
     async def start(
         self, task: Task, repetition: int

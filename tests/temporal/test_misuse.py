@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from datetime import timedelta
 
 import pytest
@@ -16,7 +18,9 @@ from temporal_support import (
     running_worker,
 )
 from temporalio import activity
+from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError
+from temporalio.service import RPCError
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest, RequestValidationError
@@ -177,3 +181,31 @@ async def test_a_repetition_after_many_new_pairs(
             result = await client.relay.create_many(requests, task_queue=queue, concurrency=1)
     assert first.counts.keys() == {setting.removeprefix("retry_")}
     assert result.counts == {"created": 121}
+
+
+@pytest.mark.timeout(60)
+async def test_a_repetition_is_found_after_the_first_activity_was_deleted(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """Temporal deletes ended activities; a pending one with a higher number is followed and cancelled."""
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        await queue.submit(client, creation_requests(report, 1))
+        first = activity_handle(queue, await pair_of(journal))
+        await first.cancel()
+        await queue.submit(client, creation_requests(report, 1))
+        await temporal_client.workflow_service.delete_activity_execution(
+            DeleteActivityExecutionRequest(namespace="default", activity_id=first.id)
+        )
+
+        async def is_deleted():
+            with contextlib.suppress(RPCError):
+                await first.describe()
+                return False
+            return True
+
+        while not await is_deleted():
+            await asyncio.sleep(0.05)
+        requests = [request async for request in queue._read_requests()]
+        assert [request.secondary_client_id for request in requests] == ["p0"]
+        assert await queue.cancel() == 1
+    assert not plaid.requests

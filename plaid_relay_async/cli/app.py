@@ -148,11 +148,10 @@ def bulk(
     if stream and dry_run:
         raise UsageError("--dry-run: can't be used with --stream")
     token = None if report_token is None else read_report_token(report_token)
-    journal = journal_options.build_journal()
+    concurrency = batch_concurrency(temporal_options, concurrency)
+    client, journal = client_options.build_client(concurrency), journal_options.build_journal()
     connection = temporal_options.connection_for(journal, journal_options.key_file, client_options)
     temporal_options.check_detach(output, stream=stream)
-    concurrency = batch_concurrency(connection, concurrency)
-    client = client_options.build_client(concurrency if connection is None else 1)
     check_webhook(webhook, recorded=journal is not None)
     recording = recording_on(connection, journal, temporal_options.new_rate())
     runner_type = runner_of(temporal_options)
@@ -370,10 +369,9 @@ def revoke(
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
     """
-    journal = existing_journal.build_journal(name)
+    concurrency = batch_concurrency(temporal_options, concurrency)
+    client, journal = client_options.build_client(concurrency), existing_journal.build_journal(name)
     connection = temporal_options.connection_for(journal, existing_journal.key_file, client_options)
-    concurrency = batch_concurrency(connection, concurrency)
-    client = client_options.build_client(concurrency if connection is None else 1)
     tokens = run_query(journal, lambda journal: TokensToRevoke.read(journal, name, partner))
     question = f"Revoke the relay tokens of the run {name!r} ({len(tokens.partners):,})?"
     if tokens.partners and not confirm(question, yes=yes):

@@ -47,12 +47,12 @@ _SUBMIT_CONCURRENCY = 100  # a server accepts about 100 calls a second, in a few
 # ---------------------------------------------------------------------------------- batches on a task queue
 
 
-def batch_concurrency(connection: TemporalConnection | None, concurrency: int | None) -> int:
+def batch_concurrency(options: TemporalOptions, concurrency: int | None) -> int:
     """Return the concurrency of a batch: the option `--concurrency`, or its default."""
     if concurrency is not None:
         return concurrency
     # A queued call has no connection to Plaid. The workers need enough of them not to be idle.
-    return 50 if connection is None else 500
+    return 50 if options.task_queue is None else 500
 
 
 def recording_on(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
+from plaid_relay_async.batch import CallContext
 from plaid_relay_async.cancellation import DrainTracker, run_to_completion
 from plaid_relay_async.client.asset_report import AssetReports
 from plaid_relay_async.client.item import Items
@@ -235,6 +237,15 @@ class RelayClient:
         transport = self._transport.with_options(timeouts, retry, credentials, rate_limiter)
         client._use(transport, timeouts or self._timeouts, is_original=False)  # noqa: SLF001  # of this class
         return client
+
+    def call_context(self) -> CallContext:
+        """Return the context in which a journal records calls that others make for this client.
+
+        A queue of tasks, such as `plaid_relay_async.temporal.TaskQueue`, needs it for the journal.
+        """
+        transport, total = self._transport, self._timeouts.total
+        client_id = partial(transport.client_id, total)
+        return CallContext(transport.host, client_id, total, transport.host_as_typed)
 
     async def open(self) -> None:
         """Open the connection pool inside the running event loop; `async with` does this.

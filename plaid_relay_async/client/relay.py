@@ -340,28 +340,13 @@ class Relay(OperationGroup):
             run=_run_of(recording),
         )
 
-    def call_context(
-        self,
-        *,
-        timeout: float | None = None,
-        retry_unknown: bool | None = None,
-        retry_failed: bool | None = None,
-    ) -> CallContext:
-        """Return the context in which a journal records the calls of this client.
-
-        The client uses it itself; it is public for programs that make the calls in another way, such as a
-        queue of tasks. The arguments are those of `create`.
-        """
-        total, _ = self._transport.resolve_settings(timeout, None)
-        client_id = partial(self._transport.client_id, total)
-        host, legacy_host = self._hosts
-        return CallContext(host, client_id, total, legacy_host, retry_unknown, retry_failed)
-
     def _recorder_function(
         self, journal: JournalProtocol, total: float | None, **overrides: bool | None
     ) -> AcquireRecorder:
         """Return a function that acquires a journal's recorder for a request."""
-        context = self.call_context(timeout=total, **overrides)
+        host, legacy_host = self._hosts
+        client_id = partial(self._transport.client_id, total)
+        context = CallContext(host, client_id, total, legacy_host, **overrides)
         return lambda request: journal.acquire_recorder(request, context)
 
     async def _recorded_call(

@@ -288,7 +288,7 @@ class TaskQueue:
         """
         check_count("concurrency", concurrency)
         counts: Counter[str] = Counter()
-        context = client.relay.call_context()
+        context = client.call_context()
         reader = RequestReader(requests, RelayCreateRequest, None)
 
         async def submit_each() -> None:

@@ -245,7 +245,7 @@ class Worker:
                     [task.request],
                     journal=_TaskJournal(open_journal.journal, task, info.started_time.timestamp() + limit),
                     concurrency=1,
-                    timeout=min(limit / 2, relay.call_context().max_request_seconds or limit),
+                    timeout=min(limit / 2, self._client.call_context().max_request_seconds or limit),
                     retry=evolve(self._retry, max_pause=min(self._retry.max_pause, limit / 2)),
                 )
                 try:

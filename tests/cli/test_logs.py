@@ -54,7 +54,7 @@ def test_every_command_that_calls_plaid_is_verbose():
         if "--base-url" in options:
             calling.append(command)
             assert {"--verbose", "--log-format"} <= options, command
-    assert len(calling) == 11
+    assert len(calling) == 12
 
 
 @pytest.mark.parametrize("command", ["get", "refresh", "remove"])

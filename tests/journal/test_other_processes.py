@@ -52,7 +52,7 @@ async def test_the_pair_ids_of_a_run_are_listed(client, plaid, report, url):
         every = [pair async for pair in journal.pair_ids("x")]
         failed = [pair async for pair in journal.pair_ids("x", outcomes={"failed"})]
         (request,) = creation_requests(report, 1)
-        context = client.relay.call_context()
+        context = client.call_context()
         recorder = await journal.acquire_recorder(request, context)
         recorder.release()
         pair_id = await journal.pair_id(request, context)
@@ -73,7 +73,7 @@ async def read_outcome(client, report, url, act, **settings):
     """Acquire a recorder, then act in another run or process, and return the outcome that the recorder reads."""
     (request,) = creation_requests(report, 1)
     async with Journal(url, run="x", key=KEY, **settings) as journal:
-        recorder = await journal.acquire_recorder(request, client.relay.call_context())
+        recorder = await journal.acquire_recorder(request, client.call_context())
         try:
             return await act(recorder, request)
         finally:

@@ -347,7 +347,7 @@ async def test_a_killed_submission_is_repeated(a_run, plaid, postgres):
         assert (await queue.submit(client, run.requests())).recorded == run.partners
         # The server refuses to start an activity that has ended, also if the journal is behind.
         request = next(iter(run.requests()))
-        recorder = await queue.acquire_recorder(request, client.relay.call_context())
+        recorder = await queue.acquire_recorder(request, client.call_context())
         _, state = await queue.start(queue._task(batch.CREATE, request, recorder), 0)
         assert state == "ended"
         recorder.release()

@@ -84,19 +84,6 @@ async def test_a_worker_with_another_journal_refuses_the_calls(
     assert not plaid.requests
 
 
-async def test_a_worker_with_another_key_refuses_the_calls(
-    plaid, client, report, temporal_client, task_queue, journal_url
-):
-    """It can't open the journal, whose key it doesn't have."""
-    async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-        running_worker(temporal_client, task_queue, client, journal_url, key=OTHER_KEY),
-    ):
-        result = await create_on_queue(queue, client, report, 1)
-    assert "doesn't match this journal" in str(result.failed[0].error)
-    assert not plaid.requests
-
-
 async def test_payloads_under_another_key_are_refused(
     plaid, client, report, temporal_server, temporal_client, task_queue, journal_url
 ):

@@ -478,17 +478,16 @@ class _QueuedCall:
                 return await self._response(result)
             if result is None and (response := await self._recorded_response()) is not None:
                 return response
-            if self._stopped:
-                self.gate.phase = Phase.WAITING
-                raise AttemptForbiddenError
-            repetition += 1
-            if state == "ended":
-                continue
             # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
+            repetition += 1
             if result is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, _BACKOFF_SECONDS[1])
+            if state != "ended" and not self._stopped:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _BACKOFF_SECONDS[1])
+            if self._stopped:  # also if that happened during the wait
+                self.gate.phase = Phase.WAITING
+                raise AttemptForbiddenError
 
     async def stop(self) -> None:
         """Take the call off the queue, unless a worker has begun it."""

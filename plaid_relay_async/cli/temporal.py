@@ -157,8 +157,9 @@ def worker(
 ) -> ExitStatus:
     """Make the calls of runs on Temporal, until a signal.
 
-    Any number of workers may share a task queue. They need the journal, the keys and the Plaid credentials of
-    the runs.
+    Any number of workers may share a task queue.
+
+    They need the journal, the keys and the Plaid credentials of the runs.
 
     The first signal waits for the calls in flight, for a minute at most; a second one abandons them.
     """

@@ -33,8 +33,8 @@ class MeasuredProcess:
         self.samples[pairs] = int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def excess(self):
-        """Return by how much the memory has grown, beyond the limit, since the second tenth of the pairs."""
-        first, *_, last = list(self.samples)[1:]
+        """Return by how much the memory has grown, beyond the limit, in the second half of the run."""
+        first, *_, last = list(self.samples)[len(self.samples) // 2 :]
         return self.samples[last] - self.samples[first] - CONSTANT - BYTES_PER_PAIR * (last - first)
 
 

@@ -72,7 +72,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def temporal(session: nox.Session) -> None:
-    """Run the tests on a Temporal server, and require 100 % coverage of what only they use."""
+    """Run the tests on a Temporal server, and require coverage of what only they use."""
     session.install(".[all,temporal]", *group("temporal"))
     # Its own file, because CI runs this session and `tests` at the same time.
     session.env["COVERAGE_FILE"] = str(pathlib.Path(session.create_tmp()) / "coverage")
@@ -81,7 +81,8 @@ def temporal(session: nox.Session) -> None:
     session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *files)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
-        session.run("coverage", "report", f"--include={TEMPORAL_FILES}")
+        # Not 100 %, because coverage can't follow all frames that wait for the journal, in Python 3.11.
+        session.run("coverage", "report", f"--include={TEMPORAL_FILES}", "--fail-under=98")
 
 
 @nox.session

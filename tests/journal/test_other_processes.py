@@ -17,6 +17,7 @@ from plaid_relay_async import (
     Unknown,
 )
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.encryption import load_keyring
 from plaid_relay_async.journal.journal import JournalSettings
 from plaid_relay_async.simulator import Fault
 
@@ -148,3 +149,24 @@ async def test_a_pair_that_another_run_has_taken_is_refused(client, report, url)
 
     outcome = await read_outcome(client, report, url, act, on_existing="refuse")
     assert isinstance(outcome.error, DuplicateRequestError)
+
+
+async def test_a_recorder_names_the_row_in_doubt_that_it_replaces(client, plaid, report, url):
+    """There is none without an attempt in doubt; with one, `retry_unknown` replaces exactly that row."""
+
+    async def act(recorder, _request):
+        return recorder.row_in_doubt
+
+    assert await read_outcome(client, report, url, act) is None
+    plaid.fail(Fault(path=CREATE, close=True, when="after", times=1))
+    await create_in_run(client, report, url, "x", 1)
+    first = await read_outcome(client, report, url, act, retry_unknown=True)
+    assert isinstance(first, int)
+    assert await read_outcome(client, report, url, act, retry_unknown=True) == first
+
+
+def test_a_required_key_is_missing(monkeypatch):
+    """What must be encrypted has no default without a key."""
+    monkeypatch.delenv("PLAID_RELAY_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="the run needs a key"):
+        load_keyring(None, "run", required=True)

@@ -21,6 +21,7 @@ from plaid_relay_async.display import escape_unprintable
 from plaid_relay_async.errors import DuplicateRequestError, JournalError, OutcomeUnknownError
 from plaid_relay_async.journal.database import JOURNAL
 from plaid_relay_async.journal.decisions import (
+    Decision,
     PairPolicy,
     RejectDuplicate,
     Row,
@@ -220,13 +221,7 @@ class CallCoordinator:
             if former_pair is None
             else self.writer.look_up_pair(pair)
         )
-        decision = decide(
-            lookup.own,
-            lookup.holding,
-            policy,
-            in_progress=lookup.in_progress,
-            maybe_in_flight=lookup.maybe_in_flight,
-        )
+        decision = _decide(lookup, policy)
         if former_pair is not None:
             # An earlier version may have recorded the pair under the host as it was typed.
             former_lookup = await self.writer.look_up_pair(former_pair)
@@ -330,13 +325,7 @@ class CallCoordinator:
             lookup = await self.writer.look_up_pair(pair)
             if (lookup.own, lookup.holding) == before:
                 return None
-            decision = decide(
-                lookup.own,
-                lookup.holding,
-                policy,
-                in_progress=lookup.in_progress,
-                maybe_in_flight=lookup.maybe_in_flight,
-            )
+            decision = _decide(lookup, policy)
             if not isinstance(decision, WaitForOther):
                 break
             await asyncio.sleep(wait)
@@ -383,6 +372,17 @@ class CallCoordinator:
         fields: dict[str, Any] = {"attempts": 0, "elapsed": 0.0, "request_id": None, "journalled": True}
         outcome = Removed(request=request, response=RelayRemoveResponse.already_removed(), **fields)
         return RemovalRecorder(self, pair, RecordRemovalIntent(lookup.own), outcome)
+
+
+def _decide(lookup: PairLookup, policy: PairPolicy) -> Decision:
+    """Return the decision on a pair that was looked up."""
+    return decide(
+        lookup.own,
+        lookup.holding,
+        policy,
+        in_progress=lookup.in_progress,
+        maybe_in_flight=lookup.maybe_in_flight,
+    )
 
 
 def _both_have_tokens(current: PairLookup, former: PairLookup) -> bool:

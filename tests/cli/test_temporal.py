@@ -9,7 +9,7 @@ import pytest
 
 REPORT = "assets-sandbox-1111"
 # The address is never used.
-POSTGRES = "postgresql://nobody@127.0.0.1:1/none"
+POSTGRES = "postgresql://user@127.0.0.1:1/none"
 
 
 @pytest.fixture(autouse=True)

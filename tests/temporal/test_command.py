@@ -253,7 +253,7 @@ def test_an_unknown_namespace(simulator, bulk, run, task_queue):
 
 def test_a_journal_that_cannot_be_reached(simulator, bulk, run, task_queue, monkeypatch):
     """A journal that can't be used ends a worker immediately, and not with its first call."""
-    monkeypatch.setenv("PLAID_RELAY_JOURNAL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("PLAID_RELAY_JOURNAL", "postgresql://user@127.0.0.1:1/none")
     result = run("worker", "--task-queue", task_queue, "--lease", 2)
     assert result.status == 1
     assert "JournalError" in result.err

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from plaid_relay_async.batch import REMOVE, LostRaceError
 from plaid_relay_async.display import escape_unprintable
@@ -68,6 +68,19 @@ RecorderT = TypeVar("RecorderT", bound="_PairRecorder")
 _logger = logging.getLogger("plaid_relay_async.journal")
 _POLL_SECONDS = (0.02, 1.0)  # the first and the longest wait between two look-ups
 _ASSUME_NEW_AFTER = 100  # consecutive look-ups of new pairs
+
+
+@frozen
+class IntentKey:
+    """Identifies the intent of an attempt, also for another process.
+
+    Attributes:
+        row: the ID of its row.
+        worker: the worker that recorded it; the fencing token of its outcome.
+    """
+
+    row: int
+    worker: int
 
 
 class _TokenMovedError(Exception):
@@ -405,6 +418,17 @@ def _decide_on_two_tokens(
     )
 
 
+def _outcome_command(outcome: Outcome, intent: IntentKey) -> RecordOutcome:
+    columns: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
+    if isinstance(outcome, Created):
+        state = CreationState.CREATED
+        columns["token"] = Hidden(outcome.relay_token)
+    else:
+        state = CreationState.FAILED if isinstance(outcome, Failed) else CreationState.UNKNOWN
+        columns |= error_columns(outcome.error)
+    return outcome_command(intent.row, state, worker_id=intent.worker, **columns)
+
+
 @define(eq=False, repr=False)
 class _PairRecorder(ABC):
     """Base of the recorders that hold a pair.
@@ -518,6 +542,12 @@ class CreationRecorder(_PairRecorder):
         """Return the outcome that another process has recorded; see `CallCoordinator.read_outcome`."""
         return await self.coordinator.read_outcome(request, self.pair, self.rows_before)
 
+    @property
+    def intent_key(self) -> IntentKey:
+        """The key of the intent with which `record_outcome_of` records the outcome in another process."""
+        assert self.intent is not None  # noqa: S101  # a recorded outcome needs no attempt
+        return IntentKey(self.intent.values["id"], self.intent.values["worker_id"])
+
     def request_to_send(self, request: RelayCreateRequest) -> RelayCreateRequest:
         """Return the request with the pair ID in the URL of its webhook."""
         return request.with_pair_id(self.pair)
@@ -538,15 +568,25 @@ class CreationRecorder(_PairRecorder):
         """Record the outcome, durable once awaited; `None` means that the request is not attempted."""
         if outcome is None:
             return self._record_not_attempted()
-        columns: dict[str, Any] = {"attempts": outcome.attempts, "request_id": outcome.request_id}
-        if isinstance(outcome, Created):
-            state = CreationState.CREATED
-            columns["token"] = Hidden(outcome.relay_token)
-        else:
-            state = CreationState.FAILED if isinstance(outcome, Failed) else CreationState.UNKNOWN
-            columns |= error_columns(outcome.error)
-        assert self.intent is not None  # noqa: S101  # a recorded outcome isn't recorded again
-        return self._submit_outcome(outcome_command(self.intent.values["id"], state, **columns))
+        return self._submit_outcome(_outcome_command(outcome, self.intent_key))
+
+    async def record_outcome_of(self, intent: IntentKey, outcome: Outcome) -> bool:
+        """Record the outcome of an attempt of another process, which couldn't record it.
+
+        As if that process recorded it: nothing changes if the row has an outcome, or another attempt, by now.
+
+        Returns:
+            Whether the journal has the token of the outcome, if it has one.
+
+        Raises:
+            JournalError: the journal can't be written.
+        """
+        writer = self.coordinator.writer
+        await writer.submit(_outcome_command(outcome, intent))
+        if not isinstance(outcome, Created):
+            return True
+        digest = self.coordinator.digests.token_digest(outcome.relay_token)
+        return (await writer.look_up_token(digest)).own is not None
 
     async def _record_not_attempted(self) -> None:
         """Return once the journal has what it had before the call; a new creation is listed as not attempted.

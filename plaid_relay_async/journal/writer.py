@@ -99,7 +99,7 @@ class RecordOutcome:
     """A creation has ended.
 
     Attributes:
-        values: the columns of its row that change.
+        values: the columns of its row that change, and, if the attempt was another worker's, its `worker_id`.
         token: the relay token that it received, if any.
     """
 
@@ -479,7 +479,7 @@ class Writer:
 
     def _outcome_values(self, command: RecordOutcome) -> dict[str, Any]:
         token = {} if command.token is None else self._token_columns(command.token.reveal())
-        return command.values | token | {"worker_id": self._worker.id}
+        return {"worker_id": self._worker.id} | command.values | token
 
     def _record_intents(
         self, connection: Connection, commands: list[RecordIntent | RecordRemovalIntent]
@@ -584,7 +584,7 @@ def outcome_command(
         row_id: the ID of its row.
         state: the new state of the row.
         token: its relay token, if it received one.
-        columns: the number of attempts, Plaid's request ID, and the error's columns.
+        columns: the number of attempts, Plaid's request ID, the error's columns, and the worker's ID.
     """
     values = {
         name: _escape_unstorable(value) if isinstance(value, str) else value

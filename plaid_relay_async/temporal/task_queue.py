@@ -12,14 +12,12 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import math
 from collections import Counter
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from attrs import define, field, frozen
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from attrs import define, evolve, field, frozen
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
 from temporalio.common import (
     ActivityIDReusePolicy,
@@ -44,27 +42,26 @@ from plaid_relay_async.errors import (
     RequestValidationError,
     WaitTooLongError,
 )
+from plaid_relay_async.journal.recording import CreationRecorder, IntentKey, NullRecorder, RemovalRecorder
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
-from plaid_relay_async.outcomes import Created, Unknown
+from plaid_relay_async.outcomes import Created, Outcome, Removed, Unknown
 from plaid_relay_async.temporal.payloads import check_encryption
+from plaid_relay_async.temporal.requests import BACKOFF_SECONDS, TemporalRequests
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, activity_of, check_queue_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
     from temporalio.client import ActivityExecutionDescription, Client
 
     from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult
     from plaid_relay_async.client import RelayClient
     from plaid_relay_async.journal import Journal
-    from plaid_relay_async.outcomes import Outcome
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 """The search attribute that has the run name."""
-_BACKOFF_SECONDS: Final = (0.1, 10.0)  # the first and the longest wait before something is repeated
 # Seconds. In less than one, a worker can't record an intent, and the call would be queued again for ever.
 _MAX_START_TO_CLOSE: Final = 86_400
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
@@ -75,21 +72,13 @@ _MAX_TASK_BYTES: Final = 1_500_000
 _MAX_DELETED: Final = 10  # deleted activities of a pair after which others are looked for
 _PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
-# The failures of a worker that would refuse every task. `NotFoundError` is that of another program's worker.
+# The failures of a worker that refuses every task. `NotFoundError` is that of another program's worker.
 _REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
-# Errors after which the same request to Temporal may succeed.
-_TRANSIENT: Final = frozenset(
-    {
-        RPCStatusCode.ABORTED,
-        RPCStatusCode.CANCELLED,
-        RPCStatusCode.DEADLINE_EXCEEDED,
-        RPCStatusCode.INTERNAL,
-        RPCStatusCode.RESOURCE_EXHAUSTED,
-        RPCStatusCode.UNAVAILABLE,
-        RPCStatusCode.UNKNOWN,
-    }
+# Those after which another activity may make the call: the journal has failed, the call wasn't made, the
+# worker has ended, or an operator has paused or reset the activity. Any other one is an unexpected error.
+_REPEATABLE: Final = frozenset(
+    {JournalError.__name__, "CallNotMadeError", "CancelledError", "ActivityPause", "ActivityReset"}
 )
-_logger = logging.getLogger("plaid_relay_async.temporal")
 
 
 @frozen
@@ -115,12 +104,20 @@ class _TaskRecorder:
         recorder: the recorder of a creation or a removal, which holds the pair in this process.
         recorded_outcome: the outcome, if the journal, or the result of an earlier activity, has one already.
         journalled: whether the journal has the outcome, as far as this process knows.
+        unrecorded_intent: the key of the worker's intent, if the worker couldn't record the outcome.
     """
 
-    recorder: Any
-    recorded_outcome: Any
+    recorder: CreationRecorder | RemovalRecorder | NullRecorder
+    recorded_outcome: Outcome | Removed | None
     journalled: bool = False
+    unrecorded_intent: IntentKey | None = None
     earlier_in_doubt_error = None  # the worker takes it into account
+
+    @property
+    def creation(self) -> CreationRecorder:
+        """The recorder of a creation."""
+        assert isinstance(self.recorder, CreationRecorder)  # noqa: S101  # that of a removal isn't asked for it
+        return self.recorder
 
     def request_to_send(self, request: T) -> T:
         """Return the request; the worker replaces the pair ID in it."""
@@ -130,9 +127,12 @@ class _TaskRecorder:
         """Do nothing: the worker records the intent."""
 
     async def record_outcome(self, outcome: Any) -> None:
-        """Do nothing, or record that the request is not attempted, if the outcome is `None`."""
+        """Record what the worker couldn't record, or that the request is not attempted (`None`)."""
         if outcome is None:
-            await self.recorder.record_outcome(outcome)
+            await self.creation.record_outcome(None)
+        elif self.unrecorded_intent is not None:
+            self.journalled = True  # so that an error of the next line is reported as a lost write
+            self.journalled = await self.creation.record_outcome_of(self.unrecorded_intent, outcome)
 
     def release(self) -> None:
         """Release the pair."""
@@ -185,6 +185,7 @@ class TaskQueue:
         self._name = name
         self._journal = journal
         self._start_to_close = start_to_close
+        self.requests = TemporalRequests()
         self._search_attributes = (
             TypedSearchAttributes([SearchAttributePair(RUN_ATTRIBUTE, journal.run)])
             if search_attribute
@@ -205,41 +206,49 @@ class TaskQueue:
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> _TaskRecorder:
         """Return a recorder that has what the journal has recorded, and leaves recording to the worker."""
-        recorder: Any = await self._journal.acquire_recorder(request, context)
+        recorder = await self._journal.acquire_recorder(request, context)
         outcome = recorder.recorded_outcome
         is_in_doubt = isinstance(outcome, Unknown) or recorder.earlier_in_doubt_error is not None
         try:
-            if is_in_doubt and isinstance(request, RelayCreateRequest):
-                outcome = await self._find_unrecorded(request, recorder.pair) or outcome
+            if is_in_doubt and isinstance(recorder, CreationRecorder):
+                outcome = await self._find_unrecorded(request, recorder) or outcome
         except BaseException:
             recorder.release()
             raise
         return _TaskRecorder(recorder, outcome)
 
-    async def _find_unrecorded(self, request: RelayCreateRequest, pair: str) -> Created | None:
-        """Return the outcome of a pair that only the result of an activity has.
+    async def _find_unrecorded(
+        self, request: RelayCreateRequest, recorder: CreationRecorder
+    ) -> Created | None:
+        """Return the outcome of a pair that only the result of an activity has, and record it.
 
         A worker whose journal has failed puts the token into the result.
         """
-        for handle, description in await self._find_activities(pair):
+        for handle, description in await self._find_activities(recorder.pair):
             is_completed = description.status is ActivityExecutionStatus.COMPLETED
-            if is_completed and (payload := await retry_transient(handle.result)) is not None:
+            if is_completed and (payload := await self.requests.repeat(handle.result)) is not None:
                 result = TaskResult.from_payload(payload)
                 if result.relay_token is not None:
-                    return Created(
+                    outcome = Created(
                         request=request,
                         response=RelayCreateResponse(result.relay_token, result.request_id),
                         attempts=result.attempts,
                         elapsed=0.0,
                         request_id=result.request_id,
                     )
+                    with contextlib.suppress(JournalError):  # the token is delivered in any case
+                        if result.intent_key is not None:
+                            journalled = await recorder.record_outcome_of(result.intent_key, outcome)
+                            outcome = evolve(outcome, journalled=journalled)
+                    return outcome
         return None
 
     async def send(
         self, operation: BatchOperation[Any, Any], request: Any, *, gate: TrackedCall[Any]
     ) -> RelayCreateResponse | RelayRemoveResponse:
         """Have a worker make a call, and return the response; see `TaskQueueProtocol`."""
-        call = _QueuedCall(self, self._task(operation, request, gate.recorder), request, gate)
+        recorder: Any = gate.recorder
+        call = _QueuedCall(self, self._task(operation, request, recorder), request, gate, recorder)
         running = asyncio.create_task(call.run())
         try:
             return await asyncio.shield(running)
@@ -258,10 +267,11 @@ class TaskQueue:
         finally:
             running.cancel()
 
-    def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: Any) -> Task:
-        name, in_doubt = self._journal.keyed_hash(getattr(request, "relay_token", "")), None
+    def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: _TaskRecorder) -> Task:
         if operation is CREATE:
-            name, in_doubt = recorder.recorder.pair, recorder.recorder.row_in_doubt
+            name, in_doubt = recorder.creation.pair, recorder.creation.row_in_doubt
+        else:
+            name, in_doubt = self._journal.keyed_hash(request.relay_token), None
         return Task(activity_of(operation), request, name, self._journal.settings, in_doubt)
 
     # ----------------------------------------------------------------------------- without a batch
@@ -316,7 +326,7 @@ class TaskQueue:
                 _, state = await self.start(task, repetition)
                 if state != "ended":
                     return state
-                if await recorder.recorder.read_outcome(request) is not None:
+                if await recorder.creation.read_outcome(request) is not None:
                     break
         except LostRaceError:
             return None
@@ -360,7 +370,7 @@ class TaskQueue:
         async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted", "failed", "unknown")):
             for handle, description in await self._find_activities(pair):
                 if description.status in _PENDING:
-                    await retry_transient(handle.cancel)
+                    await self.requests.repeat(handle.cancel)
                     count += 1
         return count
 
@@ -376,7 +386,7 @@ class TaskQueue:
         found: list[tuple[ActivityHandle[Any], ActivityExecutionDescription]] = []
         for repetition in itertools.count():
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
-            description = await retry_transient(handle.describe, include_input=include_input)
+            description = await self.requests.repeat(handle.describe, include_input=include_input)
             if description is not None:
                 found.append((handle, description))
             elif found or repetition >= _MAX_DELETED:
@@ -399,10 +409,10 @@ class TaskQueue:
         if len(json.dumps(task.to_payload())) > _MAX_TASK_BYTES:
             raise RequestValidationError.of("request", "is too large for a task queue")
         try:
-            handle = await retry_transient(self._start, task, repetition)
+            handle = await self.requests.repeat(self._start, task, repetition)
         except ActivityAlreadyStartedError:
             handle = self._handle(task.activity, task.name, repetition)
-            description = await retry_transient(handle.describe)
+            description = await self.requests.repeat(handle.describe)
             if description is None or description.status not in _PENDING:
                 return handle, "ended"
             if description.task_queue != self._name:
@@ -455,36 +465,41 @@ class _QueuedCall:
         task: the task for the worker.
         request: the request.
         gate: the call as the batch sees it.
+        recorder: its recorder.
     """
 
     queue: TaskQueue
     task: Task
     request: Any
     gate: TrackedCall[Any]
+    recorder: _TaskRecorder
     _handle: ActivityHandle[Any] | None = field(default=None, init=False)
     _stopped: bool = field(default=False, init=False)
 
     async def run(self) -> RelayCreateResponse | RelayRemoveResponse:
         """Start activities until one has made the call, and return the response."""
-        repetition, wait = 0, _BACKOFF_SECONDS[0]
+        repetition, wait = 0, BACKOFF_SECONDS[0]
         now = asyncio.get_running_loop().time
         decline_deadline = math.inf
         while True:
             self._handle, state = await self.queue.start(self.task, repetition)
             if self._stopped:
                 await self._cancel_activity()
-            result = None if state == "ended" else await self._wait()
+            end = None if state == "ended" else await self._wait()
+            result = end if isinstance(end, TaskResult) else None
             if result is not None and not (_is_declined(result) and now() < decline_deadline):
                 return await self._response(result)
             if result is None and (response := await self._recorded_response()) is not None:
                 return response
+            if isinstance(end, ActivityFailureError):
+                self._check_repeatable(end)
             # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
             repetition += 1
             if result is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
             if state != "ended" and not self._stopped:
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, _BACKOFF_SECONDS[1])
+                wait = min(2 * wait, BACKOFF_SECONDS[1])
             if self._stopped:  # also if that happened during the wait
                 self.gate.phase = Phase.WAITING
                 raise AttemptForbiddenError
@@ -497,27 +512,50 @@ class _QueuedCall:
     async def _cancel_activity(self) -> None:
         if self._handle is not None:
             with contextlib.suppress(ConfigurationError):  # then the call is waited for
-                await retry_transient(self._handle.cancel)
+                await self.queue.requests.repeat(self._handle.cancel)
 
-    async def _wait(self) -> TaskResult | None:
-        """Return the result of the activity, once it has ended; `None` if it has none."""
+    async def _wait(self) -> TaskResult | ActivityFailureError | None:
+        """Wait until the activity has ended, and return its result or its failure, as far as it has one.
+
+        Raises:
+            ConfigurationError: a worker refuses the call.
+            OutcomeUnknownError: the result can't be read.
+        """
         handle: Any = self._handle
         try:
-            payload = await retry_transient(handle.result)
+            payload = await self.queue.requests.repeat(handle.result)
         except ConfigurationError as error:
             # The server itself adds an unencrypted payload to the failure of an activity that it cancels.
-            description = await retry_transient(handle.describe)
+            description = await self.queue.requests.repeat(handle.describe)
             if description is not None and description.status in _ENDED_BY_A_WORKER:
                 raise _unreadable_error(error) from error
             return None
-        except ActivityFailureError as error:
-            # A worker with another key can't read the task; then the error has a cause.
-            for cause in (error.cause, error.cause.__cause__):
+        except ActivityFailureError as failure:
+            # A worker with another key can't read the task; then the cause has a cause.
+            for cause in (failure.cause, failure.cause.__cause__):
                 if isinstance(cause, ApplicationError) and cause.type in _REFUSALS:
                     raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
-            _logger.info("an activity ended without a result: %s", type(error.cause).__name__)
-            return None
+            return failure
         return None if payload is None else TaskResult.from_payload(payload)
+
+    def _check_repeatable(self, failure: ActivityFailureError) -> None:
+        """Check that another activity may make a call of which the journal has no outcome.
+
+        Raises:
+            ConfigurationError: the worker had an unexpected error; no attempt was started.
+            OutcomeUnknownError: the same, of a removal, which may have been executed.
+        """
+        cause = failure.cause
+        reason = cause.message if isinstance(cause, ApplicationError) else type(cause).__name__
+        if not isinstance(cause, ApplicationError) or cause.type in _REPEATABLE:
+            self.queue.requests.warn("a worker didn't make a call, which is queued again: %s", reason)
+            return
+        message = f"a worker can't make the call: {reason}"
+        if self.task.activity == CREATE_ACTIVITY:
+            raise ConfigurationError(
+                message, advice="Fix the cause, of which the worker has a log record, and repeat the run."
+            )
+        raise OutcomeUnknownError(message, sent=None, advice="Remove the token again, which is safe.")
 
     async def _recorded_response(self) -> RelayCreateResponse | None:
         """Return the response that the journal has for a creation, or raise the recorded error.
@@ -526,23 +564,22 @@ class _QueuedCall:
         """
         if self.task.activity != CREATE_ACTIVITY:
             return None
-        recorder: Any = self.gate.recorder
         try:
-            outcome = await recorder.recorder.read_outcome(self.request)
+            outcome = await self.recorder.creation.read_outcome(self.request)
         except (ConfigurationError, JournalError) as error:
             self.gate.sending.stop_with_error(error)
             raise _unreadable_error(error) from error
         if outcome is None:
             return None
-        recorder.journalled = outcome.journalled
+        self.recorder.journalled = outcome.journalled
         self.gate.attempts = outcome.attempts
         if isinstance(outcome, Created):
             return outcome.response
         raise outcome.error
 
     async def _response(self, result: TaskResult) -> RelayCreateResponse | RelayRemoveResponse:
-        recorder: Any = self.gate.recorder
-        recorder.journalled = result.journalled
+        self.recorder.journalled = result.journalled
+        self.recorder.unrecorded_intent = result.intent_key
         self.gate.attempts = result.attempts
         if not result.succeeded:
             raise result.to_error()
@@ -571,40 +608,3 @@ def _is_declined(result: TaskResult) -> bool:
     """Return whether a rate limit has kept a worker from making the call, and a later one may succeed."""
     error = None if result.error is None else result.to_error()
     return isinstance(error, WaitTooLongError) or (isinstance(error, PlaidAPIError) and is_declined(error))
-
-
-async def retry_transient(request: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Make a request to Temporal until the server responds, and return the response.
-
-    Return `None` if the server doesn't have what is requested.
-
-    Raises:
-        ConfigurationError: Temporal rejects the request.
-    """
-    wait = _BACKOFF_SECONDS[0]
-    while True:
-        is_namespace_missing = False
-        try:
-            return await request(*args, **kwargs)
-        except asyncio.CancelledError:
-            task: Any = asyncio.current_task()
-            if task.cancelling():
-                raise
-            status = RPCStatusCode.CANCELLED  # temporalio raises this, too, if the server cancels the request
-        except RPCError as error:
-            status = error.status
-            details = error.grpc_status.details
-            is_namespace_missing = any(each.Is(NamespaceNotFoundFailure.DESCRIPTOR) for each in details)
-        if status is RPCStatusCode.NOT_FOUND and not is_namespace_missing:
-            return None
-        if status not in _TRANSIENT:
-            # The server's text isn't shown, because it may quote the request.
-            problem = "namespace not found" if is_namespace_missing else status.name.lower().replace("_", " ")
-            raise ConfigurationError(
-                f"Temporal has rejected a request: {problem}",
-                advice="Check the namespace of Temporal's client, and its API key or certificate. The server "
-                "must be 1.32 or later.",
-            )
-        _logger.info("Temporal didn't respond (%s); trying again in %.1f s", status.name, wait)
-        await asyncio.sleep(wait)
-        wait = min(2 * wait, _BACKOFF_SECONDS[1])

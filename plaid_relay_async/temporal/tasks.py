@@ -11,12 +11,13 @@ import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from attrs import asdict, field, fields, frozen
+from attrs import asdict, astuple, field, fields, frozen
 
 from plaid_relay_async import codec, errors
 from plaid_relay_async.batch import CREATE, REMOVE, BatchOperation
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError
 from plaid_relay_async.journal.journal import JournalSettings
+from plaid_relay_async.journal.recording import IntentKey
 from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 from plaid_relay_async.redaction import Hidden
@@ -114,6 +115,8 @@ class TaskResult:
         inferred: of a removal: whether it is inferred; see `RelayRemoveResponse`.
         error: the class, the message and the attributes of the error, if the call didn't succeed.
         relay_token: the created token, if the journal doesn't have it.
+        intent: the row and the worker of the intent of its attempts, if the journal doesn't have the outcome;
+            see `IntentKey`.
     """
 
     succeeded: bool
@@ -123,15 +126,22 @@ class TaskResult:
     inferred: bool = False
     error: tuple[str, str, dict[str, Any]] | None = None
     relay_token: str | None = field(default=None, repr=False)
+    intent: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, outcome: Created | Removed | Failed | Unknown) -> Self:
-        """Return the result that has an outcome."""
+    def of(cls, outcome: Created | Removed | Failed | Unknown, intent: IntentKey | None) -> Self:
+        """Return the result that has an outcome.
+
+        Args:
+            outcome: the outcome.
+            intent: the key of the intent of its attempts, if there is one.
+        """
         common: dict[str, Any] = {
             "succeeded": not isinstance(outcome, Failed | Unknown),
             "attempts": outcome.attempts,
             "request_id": outcome.request_id,
             "journalled": outcome.journalled,
+            "intent": None if intent is None or outcome.journalled else astuple(intent),
         }
         if isinstance(outcome, Created):
             return cls(**common, relay_token=None if outcome.journalled else outcome.relay_token)
@@ -152,6 +162,11 @@ class TaskResult:
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
         """Return the result of a JSON object; fields that a later release has added are ignored."""
         return cls(**{each.name: payload[each.name] for each in fields(cls) if each.name in payload})
+
+    @property
+    def intent_key(self) -> IntentKey | None:
+        """The key with which to record the outcome, if the worker couldn't record it."""
+        return None if self.intent is None else IntentKey(*self.intent)
 
     def to_error(self) -> PlaidRelayError:
         """Return the error of a call that didn't succeed."""

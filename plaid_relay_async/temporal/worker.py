@@ -17,6 +17,7 @@ from temporalio.worker import Worker as ActivityWorker
 from plaid_relay_async.config import RetryPolicy, check_count
 from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.journal.recording import IntentKey
 from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import (
     CREATE_ACTIVITY,
@@ -80,11 +81,13 @@ class _TaskJournal:
         journal: the journal of the run.
         task: the task.
         deadline: see `_CheckedRecorder`.
+        intent_key: the key of the intent of a creation's attempts, once its recorder is acquired.
     """
 
     journal: Journal
     task: Task
     deadline: float
+    intent_key: IntentKey | None = field(default=None, init=False)
 
     @property
     def run(self) -> str:
@@ -115,6 +118,8 @@ class _TaskJournal:
             recorder.release()
             unrepeated = evolve(context, retry_unknown=False)
             recorder = await self.journal.acquire_recorder(request, unrepeated)
+        if is_creation and recorder.recorded_outcome is None:
+            self.intent_key = recorder.intent_key
         return _CheckedRecorder(recorder, self.deadline)
 
 
@@ -233,7 +238,7 @@ class Worker:
         """
         info = activity.info()
         limit = (info.start_to_close_timeout or timedelta.max).total_seconds()
-        relay, outcomes = self._client.relay, []
+        relay, result = self._client.relay, None
         error: BaseException | None = None
         try:
             task = Task.from_payload(info.activity_type, payload)
@@ -241,9 +246,10 @@ class Worker:
                 create_batch: Any = (
                     relay.create_many if task.activity == CREATE_ACTIVITY else relay.remove_many
                 )
+                journal = _TaskJournal(open_journal.journal, task, info.started_time.timestamp() + limit)
                 batch = create_batch(
                     [task.request],
-                    journal=_TaskJournal(open_journal.journal, task, info.started_time.timestamp() + limit),
+                    journal=journal,
                     concurrency=1,
                     timeout=min(limit / 2, self._client.call_context().max_request_seconds or limit),
                     retry=evolve(self._retry, max_pause=min(self._retry.max_pause, limit / 2)),
@@ -253,11 +259,12 @@ class Worker:
                 except BatchStoppedError as batch_error:
                     error = batch_error.__cause__
                     open_journal.failed = open_journal.failed or isinstance(error, JournalError)
-                outcomes = [*batch.result.succeeded, *batch.result.failed, *batch.result.unknown]
+                for outcome in (*batch.result.succeeded, *batch.result.failed, *batch.result.unknown):
+                    result = TaskResult.of(outcome, journal.intent_key)
         except (ConfigurationError, JournalError) as own_error:
             error = own_error
-        if outcomes:
-            return TaskResult.of(outcomes[0]).to_payload()
+        if result is not None:
+            return result.to_payload()
         # The message is encrypted, and has no secret.
         message = str(error.args[0]) if isinstance(error, PlaidRelayError) else "the call wasn't made"
         raise ApplicationError(message, type=type(error).__name__, non_retryable=True)

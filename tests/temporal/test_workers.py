@@ -6,7 +6,6 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from attrs import define
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
 from support import CREATE, OWNER, QUICK
 from temporal_support import (
@@ -22,7 +21,6 @@ from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
-from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import (
@@ -37,7 +35,6 @@ from plaid_relay_async import (
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault
 from plaid_relay_async.temporal import TaskQueue, Worker, data_converter
-from plaid_relay_async.temporal.task_queue import retry_transient
 from plaid_relay_async.temporal.tasks import TaskResult
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
@@ -324,35 +321,6 @@ async def test_an_outcome_that_cannot_be_read_is_unknown(
     assert len(plaid.requests) == 1
 
 
-async def test_a_token_that_the_journal_does_not_have_is_found_in_the_result(
-    client, plaid, report, temporal_server, temporal_client, task_queue, journal_url, postgres
-):
-    """A worker whose journal fails returns the token, and the next run of the submitter finds it there."""
-    plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
-        running = asyncio.ensure_future(create_on_queue(queue, client, report, 2))
-        async with running_worker(temporal_client, task_queue, client, journal_url, lease=1.0):
-            await wait_for_requests(plaid, 2)
-            await postgres.execute("ALTER TABLE relay_entries RENAME TO relay_elsewhere")
-            first = await running
-        await postgres.execute("ALTER TABLE relay_elsewhere RENAME TO relay_entries")
-    other = await Client.connect(temporal_server.address, data_converter=data_converter(OTHER_KEY))
-    async with open_queue(other, task_queue, journal_url) as (queue, _):
-        with pytest.raises(BatchStoppedError) as raised:
-            await create_on_queue(queue, client, report, 2)
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
-        second = await create_on_queue(queue, client, report, 2)
-    tokens = {each["relay_token"] for each in plaid.ledger}
-    assert (
-        {each.relay_token for each in first.created}
-        == {each.relay_token for each in second.created}
-        == tokens
-    )
-    assert {each.journalled for each in [*first.created, *second.created]} == {False}
-    assert isinstance(raised.value.__cause__, ConfigurationError)
-    assert len(plaid.requests) == 2
-
-
 async def test_an_intent_that_is_recorded_too_late_is_undone(
     client, plaid, report, temporal_client, task_queue, journal_url, postgres
 ):
@@ -483,43 +451,3 @@ async def test_an_invalid_submission_is_rejected(client, temporal_client, task_q
             await queue.submit(client, [], concurrency=0)
         with pytest.raises(RequestValidationError, match="must be a RelayCreateRequest"):
             await queue.submit(client, ["partner"])
-
-
-# -------------------------------------------------------------------------------- requests to the server
-
-
-@define
-class Responses:
-    """What a server responds to a request, one after another."""
-
-    responses: list
-
-    async def __call__(self):
-        response = self.responses.pop(0)
-        if isinstance(response, BaseException):
-            raise response
-        return response
-
-
-def rpc_error(status):
-    return RPCError("quotes the request", status, b"")
-
-
-async def test_a_request_is_repeated_until_the_server_responds():
-    """A server that is unavailable, or ends the request because it is stopped, is waited for."""
-    request = Responses([rpc_error(RPCStatusCode.UNAVAILABLE), asyncio.CancelledError(), "response"])
-    assert await retry_transient(request) == "response"
-
-
-async def test_a_missing_object_is_not_an_error():
-    """The response is `None` then."""
-    assert await retry_transient(Responses([rpc_error(RPCStatusCode.NOT_FOUND)])) is None
-
-
-async def test_a_request_without_permission_is_rejected():
-    """The error says what to check, without the server's text, which may quote the request."""
-    request = Responses([rpc_error(RPCStatusCode.PERMISSION_DENIED)])
-    with pytest.raises(ConfigurationError, match="permission denied") as raised:
-        await retry_transient(request)
-    assert "API key" in raised.value.advice
-    assert "quotes" not in str(raised.value)

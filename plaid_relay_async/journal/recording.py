@@ -573,7 +573,7 @@ class CreationRecorder(_PairRecorder):
     async def record_outcome_of(self, intent: IntentKey, outcome: Outcome) -> bool:
         """Record the outcome of an attempt of another process, which couldn't record it.
 
-        As if that process recorded it: nothing changes if the row has an outcome, or another attempt, by now.
+        As if that process recorded it: nothing changes if the row has a token, or another attempt, by now.
 
         Returns:
             Whether the journal has the token of the outcome, if it has one.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+from attrs import evolve
 from journal_support import KEY, OTHER_KEY, create_in_run, creation_requests
 from support import CREATE
 
 from plaid_relay_async import (
+    AssetReportError,
     ConfigurationError,
     Created,
     DuplicateRequestError,
     Failed,
     JournalError,
+    OutcomeUnknownError,
+    RelayCreateResponse,
     Unknown,
 )
 from plaid_relay_async.journal import Journal
@@ -163,6 +168,58 @@ async def test_a_recorder_names_the_row_in_doubt_that_it_replaces(client, plaid,
     first = await read_outcome(client, report, url, act, retry_unknown=True)
     assert isinstance(first, int)
     assert await read_outcome(client, report, url, act, retry_unknown=True) == first
+
+
+@contextlib.asynccontextmanager
+async def intent_of_another_process(client, report, url):
+    """Yield a recorder of this process and one of another process, which has recorded an intent."""
+    (request,) = creation_requests(report, 1)
+    context = client.call_context()
+    async with Journal(url, run="x", key=KEY) as journal, Journal(url, run="x", key=KEY) as other_journal:
+        recorder = await journal.acquire_recorder(request, context)
+        other = await other_journal.acquire_recorder(request, context)
+        try:
+            await other.record_intent()
+            yield recorder, other
+        finally:
+            recorder.release()
+            other.release()
+
+
+def outcomes_of(report):
+    """Return a created, a failed and an unknown outcome of the same request."""
+    (request,) = creation_requests(report, 1)
+    fields = {"request": request, "attempts": 2, "elapsed": 0.0, "request_id": "r"}
+    return [
+        Created(response=RelayCreateResponse("credit-relay-sandbox-1", "r"), **fields),
+        Failed(error=AssetReportError("no"), **fields),
+        Unknown(error=OutcomeUnknownError("lost"), **fields),
+    ]
+
+
+@pytest.mark.parametrize("index", range(3), ids=["created", "failed", "unknown"])
+async def test_the_outcome_of_another_process_is_recorded(client, report, url, index):
+    """It is recorded as that process would have, which may still do the same."""
+    outcome = outcomes_of(report)[index]
+    async with intent_of_another_process(client, report, url) as (recorder, other):
+        assert await recorder.record_outcome_of(other.intent_key, outcome)
+        await other.record_outcome(outcome)
+        recorded = await recorder.read_outcome(outcome.request)
+    assert type(recorded) is type(outcome)
+    assert (recorded.attempts, recorded.request_id, recorded.journalled) == (2, "r", True)
+    assert getattr(recorded, "relay_token", None) == getattr(outcome, "relay_token", None)
+
+
+async def test_the_outcome_of_another_attempt_is_not_recorded(client, report, url):
+    """With the fencing token of another worker, or once the row has a token, nothing changes."""
+    created, failed, _ = outcomes_of(report)
+    async with intent_of_another_process(client, report, url) as (recorder, other):
+        key = other.intent_key
+        assert not await recorder.record_outcome_of(evolve(key, worker=key.worker + 7), created)
+        assert await recorder.record_outcome_of(key, created)
+        assert await recorder.record_outcome_of(key, failed)
+        recorded = await recorder.read_outcome(created.request)
+    assert isinstance(recorded, Created)
 
 
 def test_a_required_key_is_missing(monkeypatch):

@@ -228,10 +228,10 @@ class TaskQueue:
             is_completed = description.status is ActivityExecutionStatus.COMPLETED
             if is_completed and (payload := await self.requests.repeat(handle.result)) is not None:
                 result = TaskResult.from_payload(payload)
-                if result.relay_token is not None:
+                if (response := result.created_response()) is not None:
                     outcome = Created(
                         request=request,
-                        response=RelayCreateResponse(result.relay_token, result.request_id),
+                        response=response,
                         attempts=result.attempts,
                         elapsed=0.0,
                         request_id=result.request_id,
@@ -585,13 +585,13 @@ class _QueuedCall:
             raise result.to_error()
         if self.task.activity != CREATE_ACTIVITY:
             return RelayRemoveResponse(removed=True, request_id=result.request_id, inferred=result.inferred)
-        if result.relay_token is not None:
-            return RelayCreateResponse(result.relay_token, result.request_id)
-        response = await self._recorded_response()
+        if (response := result.created_response()) is not None:
+            return response
+        recorded = await self._recorded_response()
         self.gate.attempts = result.attempts
-        if response is None:
+        if recorded is None:
             raise OutcomeUnknownError("the worker has recorded a token, and the journal doesn't have it")
-        return response
+        return result.created_response(recorded.relay_token) or recorded
 
 
 def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:

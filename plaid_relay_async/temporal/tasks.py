@@ -11,14 +11,14 @@ import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from attrs import asdict, astuple, field, fields, frozen
+from attrs import asdict, astuple, evolve, field, fields, frozen
 
 from plaid_relay_async import codec, errors
 from plaid_relay_async.batch import CREATE, REMOVE, BatchOperation
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError
 from plaid_relay_async.journal.journal import JournalSettings
 from plaid_relay_async.journal.recording import IntentKey
-from plaid_relay_async.models import RelayCreateRequest, RelayRemoveRequest
+from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveRequest
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 from plaid_relay_async.redaction import Hidden
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CREATE_ACTIVITY: Final = "plaid_relay.create"
 REMOVE_ACTIVITY: Final = "plaid_relay.remove"
 _VERSION: Final = 1
+_TOKEN_IN_JOURNAL: Final = "in the journal"  # noqa: S105  # in place of a token
+_MAX_RESPONSE: Final = 100_000  # characters; Plaid's responses have about 150
 _OPERATIONS: Final[dict[str, BatchOperation[Any, Any]]] = {CREATE_ACTIVITY: CREATE, REMOVE_ACTIVITY: REMOVE}
 _REQUEST_FIELDS: Final = {
     RelayCreateRequest: ("report_tokens", "secondary_client_id", "webhook"),
@@ -114,7 +116,7 @@ class TaskResult:
         journalled: whether the journal has the outcome.
         inferred: of a removal: whether it is inferred; see `RelayRemoveResponse`.
         error: the class, the message and the attributes of the error, if the call didn't succeed.
-        relay_token: the created token, if the journal doesn't have it.
+        response: the JSON of the response of a creation. It has the token only if the journal doesn't.
         intent: the row and the worker of the intent of its attempts, if the journal doesn't have the outcome;
             see `IntentKey`.
     """
@@ -125,7 +127,7 @@ class TaskResult:
     journalled: bool
     inferred: bool = False
     error: tuple[str, str, dict[str, Any]] | None = None
-    relay_token: str | None = field(default=None, repr=False)
+    response: str | None = field(default=None, repr=False)
     intent: tuple[int, int] | None = None
 
     @classmethod
@@ -144,7 +146,13 @@ class TaskResult:
             "intent": None if intent is None or outcome.journalled else astuple(intent),
         }
         if isinstance(outcome, Created):
-            return cls(**common, relay_token=None if outcome.journalled else outcome.relay_token)
+            response = outcome.response
+            if outcome.journalled:
+                response = evolve(response, relay_token=_TOKEN_IN_JOURNAL)
+            text = codec.to_json(response).decode()
+            if len(text) > _MAX_RESPONSE:  # Temporal would reject the result, and with it the token
+                text = codec.to_json(evolve(response, additional_properties={})).decode()
+            return cls(**common, response=text)
         if isinstance(outcome, Removed):
             return cls(**common, inferred=outcome.response.inferred)
         attributes = {
@@ -162,6 +170,19 @@ class TaskResult:
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
         """Return the result of a JSON object; fields that a later release has added are ignored."""
         return cls(**{each.name: payload[each.name] for each in fields(cls) if each.name in payload})
+
+    def created_response(self, journalled_token: str | None = None) -> RelayCreateResponse | None:
+        """Return the response of a creation, or `None` if its token isn't known.
+
+        Args:
+            journalled_token: the token that the journal has.
+        """
+        if self.response is None:
+            return None
+        response = codec.from_json(self.response, RelayCreateResponse)
+        if response.relay_token != _TOKEN_IN_JOURNAL:
+            return response
+        return None if journalled_token is None else evolve(response, relay_token=journalled_token)
 
     @property
     def intent_key(self) -> IntentKey | None:

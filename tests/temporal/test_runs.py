@@ -254,6 +254,25 @@ async def test_errors_of_one_report_stop_only_its_requests(client, plaid, report
 # -------------------------------------------------------------------------------------------- removals
 
 
+async def test_fields_that_plaid_adds_are_in_the_response(client, plaid, report, worker, run_x):
+    """They are as exact as in a local run, unless they are too large for the result of an activity."""
+    queue, _ = run_x
+    bodies = [
+        {
+            "relay_token": f"credit-relay-sandbox-{name}",
+            "request_id": name,
+            "added": {"rate": 0.1, "name": text},
+        }
+        for name, text in (("small", "Ünïcode"), ("large", "x" * 200_000))
+    ]
+    plaid.fail(*[Fault(path=CREATE, times=1, status=200, body=body) for body in bodies])
+    result = await create_on_queue(queue, client, report, 2, concurrency=1)
+    small, large = [each.response for each in result.created]
+    assert small.additional_properties == {"added": {"rate": Decimal("0.1"), "name": "Ünïcode"}}
+    assert (small.relay_token, small.request_id) == ("credit-relay-sandbox-small", "small")
+    assert (large.additional_properties, large.relay_token) == ({}, "credit-relay-sandbox-large")
+
+
 async def test_tokens_are_removed_by_workers(client, plaid, report, worker, run_x):
     """The removal of a recorded token is recorded, that of another token isn't, and a removed one isn't sent."""
     queue, journal = run_x

@@ -16,7 +16,7 @@ from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.worker import Worker as ActivityWorker
 
-from plaid_relay_async import Created, RelayClient, RelayCreateRequest
+from plaid_relay_async import BatchStoppedError, Created, RelayClient, RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.simulator import Fault, Simulator
 from plaid_relay_async.temporal import TaskQueue, Worker
@@ -110,7 +110,7 @@ async def test_a_token_that_the_journal_does_not_have_is_encrypted(
     async with (
         Simulator(clients={CREDENTIALS.client_id: SECRET}, reports=[REPORT_TOKEN], faults=faults) as plaid,
         RelayClient(CREDENTIALS, base_url=plaid.url, retry=QUICK) as client,
-        Journal(journal_url, run="down", key=KEY) as journal,
+        Journal(journal_url, run="down", key=KEY, lease=3) as journal,
     ):
         worker = Worker(temporal_client, task_queue, client, journal_url, key=KEY, lease=3, retry=QUICK)
         running = asyncio.create_task(worker.run())
@@ -120,9 +120,11 @@ async def test_a_token_that_the_journal_does_not_have_is_encrypted(
         await wait_until_async(lambda: plaid.ledger)
         await postgres.kill()
         try:
-            [created] = (await creating).created
+            with pytest.raises(BatchStoppedError) as raised:
+                await creating
         finally:
             await postgres.start()
+        [created] = raised.value.result.created
         assert (created.relay_token, created.journalled) == (issued_tokens(plaid)[0], False)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

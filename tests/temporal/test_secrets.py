@@ -6,6 +6,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
 from journal_support import KEY
 from processes import wait_until_async

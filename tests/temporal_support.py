@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import sys
 
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
@@ -11,6 +13,7 @@ from processes import wait_until_async
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 LONG = 60.0  # seconds; a limit that no call of a test reaches
 
 
@@ -53,3 +56,10 @@ async def pair_of(journal, run="x"):
     """Return the ID of the only pair of a run."""
     (pair,) = [pair async for pair in journal.pair_ids(run)]
     return pair
+
+
+def stop_worker(process):
+    """Send SIGTERM to a worker process, and return its exit status and what it wrote to standard error."""
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err

@@ -31,9 +31,31 @@ if TYPE_CHECKING:
 
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/]+):(\d{1,5})")
 _CONNECT_SECONDS: Final = 10.0
-# Core describes an error as Rust formats it; its first string is a text for users.
+_CERTIFICATE: Final = rb"-----BEGIN CERTIFICATE-----", "a certificate"
+_PEM: Final = {
+    "ca": _CERTIFICATE,
+    "cert": _CERTIFICATE,
+    "key": (rb"-----BEGIN (EC |RSA )?PRIVATE KEY-----", "an unencrypted private key"),
+}
+# Core describes an error as Rust formats it. Unless it is one of these, its last string is a text for users.
 _REASON: Final = re.compile(r'(?:\(|message: |error: )"([^"]+)"')
-_RUST_PREFIX: Final = re.compile(r".*tonic::transport::Error\(Transport, ")
+_REASONS: Final = {
+    r"InvalidCertificate\(UnknownIssuer": "the server's certificate isn't trusted: its authority is unknown; "
+    "to trust that authority, use --temporal-tls-ca",
+    r"InvalidCertificate\(NotValidForName": "the server's certificate is for another name; if it is your "
+    "server's, use --temporal-tls-server-name",
+    r"InvalidCertificate\(Expired": "the server's certificate isn't trusted: it has expired",
+    r"InvalidCertificate\(NotValidYet": "the server's certificate isn't trusted: it isn't valid yet, or this "
+    "machine's clock is wrong",
+    r"InvalidCertificate\((?:\w+\()*(\w+)": "the server's certificate isn't trusted: {}",
+    r"(?:AlertReceived\(|received fatal alert: )(\w+)": "the server has ended TLS: {}; if it requires a "
+    "client certificate, use --temporal-tls-cert",
+    r"InvalidMessage\(": "the server doesn't use TLS at this port",
+    r"H2NotNegotiated": "the server doesn't use HTTP/2 at this port",
+    r"KeyMismatch": "--temporal-tls-key isn't the key of --temporal-tls-cert",
+    r"hyper::Error\(": "the server has ended the connection; if it requires TLS, use --temporal-tls; if it "
+    "requires a client certificate, use --temporal-tls-cert",
+}
 
 
 @Parameter(name="*")
@@ -165,6 +187,8 @@ class TemporalOptions:
             client_cert=_read_pem("cert", self.temporal_tls_cert or tls.client_cert),
             client_private_key=_read_pem("key", self.temporal_tls_key or tls.client_private_key),
         )
+        if tls.server_name is not None and not is_host(tls.server_name):
+            raise UsageError("--temporal-tls-server-name: must be a host name")
         if (tls.client_cert is None) != (tls.client_private_key is None):
             raise UsageError("--temporal-tls-cert and --temporal-tls-key must be used together")
         path = self.temporal_api_key_file
@@ -258,14 +282,15 @@ def _read_pem(kind: str, source: Path | str | bytes | None) -> bytes | None:
     """Return the content of a PEM file, or of a setting that contains it.
 
     Raises:
-        UsageError: it can't be read, isn't PEM, or is a private key that other users may read.
+        UsageError: it can't be read, lacks what is expected, or is a private key that other users may read.
     """
     option = f"--temporal-tls-{kind}"
     if isinstance(source, Path):
         source = _read(option, source, private_files.read if kind == "key" else Path.read_bytes)
     content = source.encode() if isinstance(source, str) else source
-    if content is not None and b"-----BEGIN " not in content:
-        raise UsageError(f"{option}: must be a PEM file")
+    label, expected = _PEM[kind]
+    if content is not None and not re.search(label, content):
+        raise UsageError(f"{option}: must be a PEM file with {expected}")
     return content
 
 
@@ -358,9 +383,13 @@ class TemporalConnection:
 
 def reason_of(error: Exception) -> str:
     """Return the part of an error of Temporal's core that a user can understand."""
+    text = str(error)
+    for pattern, reason in _REASONS.items():
+        if match := re.search(pattern, text):
+            return reason.format(*match.groups())
     # For example: ConnectError("tcp connect error", 127.0.0.1:1, Os { ..., message: "Connection refused" })
-    reasons = _REASON.findall(str(error))
-    return reasons[-1] if reasons else _RUST_PREFIX.sub("", str(error))
+    reasons: list[str] = _REASON.findall(text)
+    return reasons[-1] if reasons else text
 
 
 async def check_namespace(client: Client) -> None:

@@ -14,6 +14,7 @@ from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+REPORT = "assets-sandbox-1111"  # of the fixture `simulator`
 LONG = 60.0  # seconds; a limit that no call of a test reaches
 
 

@@ -15,14 +15,12 @@ from attrs import frozen
 from journal_support import KEY
 from processes import SIGNALS, running_process
 from temporal_server import TemporalServer
-from temporal_support import COMMAND
+from temporal_support import COMMAND, REPORT
 from temporalio.client import Client
 
 from plaid_relay_async.cli import main
 from plaid_relay_async.temporal import data_converter
 from plaid_relay_async.testing import SimulatorThread
-
-REPORT = "assets-sandbox-1111"
 
 
 @pytest.fixture(scope="session")

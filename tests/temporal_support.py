@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import signal
 import sys
+import uuid
+from datetime import timedelta
 
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
@@ -15,6 +17,7 @@ from plaid_relay_async.temporal import TaskQueue, Worker
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 REPORT = "assets-sandbox-1111"  # of the fixture `simulator`
+INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 LONG = 60.0  # seconds; a limit that no call of a test reaches
 
 
@@ -41,6 +44,18 @@ async def open_queue(temporal_client, task_queue, url, run="x", *, start_to_clos
 async def create_on_queue(queue, client, report, count=10, **options):
     """Create for some partners on a task queue, and return the result."""
     return await client.relay.create_many(creation_requests(report, count), task_queue=queue, **options)
+
+
+async def start_create(temporal_client, task_queue, task):
+    """Start an activity with a task that no submitter has written, or that it has written for another activity."""
+    return await temporal_client.start_activity(
+        "plaid_relay.create",
+        task,
+        id=uuid.uuid4().hex,
+        task_queue=task_queue,
+        start_to_close_timeout=timedelta(seconds=LONG),
+        result_type=dict,
+    )
 
 
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from attrs import frozen
 from journal_support import KEY
 from processes import SIGNALS, running_process
 from temporal_server import TemporalServer
-from temporal_support import COMMAND, REPORT
+from temporal_support import COMMAND, REPORT, open_queue, running_worker
 from temporalio.client import Client
 
 from plaid_relay_async.cli import main
@@ -60,6 +61,31 @@ async def journal_url(postgres):
     """The URL of a journal in an empty PostgreSQL database."""
     await postgres.reset()
     return postgres.url
+
+
+@pytest.fixture
+def run_worker(temporal_client, task_queue, client, journal_url):
+    """Run a worker for the journal in this process, and drain it after the block."""
+    return functools.partial(running_worker, temporal_client, task_queue, client, journal_url)
+
+
+@pytest.fixture
+async def worker(run_worker):
+    async with run_worker() as task:
+        yield task
+
+
+@pytest.fixture
+def open_run(temporal_client, task_queue, journal_url):
+    """Open the journal for a run, and yield a task queue for the run and the journal."""
+    return functools.partial(open_queue, temporal_client, task_queue, journal_url)
+
+
+@pytest.fixture
+async def run_x(open_run):
+    """A task queue for the run `x`, and its journal."""
+    async with open_run() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal import Journal
 
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/]+):(\d{1,5})")
+_API_KEY: Final = re.compile("[!-~]+")
 _CONNECT_SECONDS: Final = 10.0
 _CERTIFICATE: Final = rb"-----BEGIN CERTIFICATE-----", "a certificate"
 _PEM: Final = {
@@ -179,9 +180,11 @@ class TemporalOptions:
             # The further lines quote the file, which may contain an API key.
             raise UsageError(f"Temporal's settings: {str(error).splitlines()[0]}") from None
         tls = profile.tls or ClientConfigTLS()
+        files = self.temporal_tls_ca, self.temporal_tls_cert, self.temporal_tls_key
+        implied = any([self.temporal_tls, self.temporal_tls_server_name, *files])
         tls = replace(
             tls,
-            disabled=False if self.temporal_tls else tls.disabled,
+            disabled=False if implied else tls.disabled,
             server_name=self.temporal_tls_server_name or tls.server_name,
             server_root_ca_cert=_read_pem("ca", self.temporal_tls_ca or tls.server_root_ca_cert),
             client_cert=_read_pem("cert", self.temporal_tls_cert or tls.client_cert),
@@ -191,12 +194,11 @@ class TemporalOptions:
             raise UsageError("--temporal-tls-server-name: must be a host name")
         if (tls.client_cert is None) != (tls.client_private_key is None):
             raise UsageError("--temporal-tls-cert and --temporal-tls-key must be used together")
-        path = self.temporal_api_key_file
         return replace(
             profile,
             address=self.temporal or profile.address,
             namespace=self.temporal_namespace or profile.namespace,
-            api_key=profile.api_key if path is None else _read_api_key(path),
+            api_key=_read_api_key(self.temporal_api_key_file or profile.api_key or None),
             tls=None if tls == ClientConfigTLS() else tls,
         )
 
@@ -271,11 +273,18 @@ def parse_rate(name: str, value: str | float) -> float:
     raise UsageError(f"{name}: must be a number of calls a second above 0")
 
 
-def _read_api_key(path: Path) -> str:
-    key = _read("--temporal-api-key-file", path, private_files.read).strip()
-    if not key or not key.isascii():
-        raise UsageError("--temporal-api-key-file: must contain an API key")
-    return key.decode()
+def _read_api_key(source: Path | str | None) -> str | None:
+    """Return the API key in a file or in a setting.
+
+    Raises:
+        UsageError: it can't be read, or isn't one word. Temporal's core would ignore another one.
+    """
+    option = "--temporal-api-key-file"
+    if isinstance(source, Path):
+        source = _read(option, source, private_files.read).decode("latin-1")
+    if source is not None and not _API_KEY.fullmatch(source := source.strip()):
+        raise UsageError(f"{option}: must contain an API key")
+    return source
 
 
 def _read_pem(kind: str, source: Path | str | bytes | None) -> bytes | None:

@@ -37,6 +37,7 @@ def files(monkeypatch, tmp_path):
         "open.key": f"{CANARY}\n",
         "empty.key": "\n",
         "latin.key": "ä",
+        "lines.key": f"{CANARY}\n{CANARY}\n",
     }
     monkeypatch.chdir(tmp_path)
     for name, text in contents.items():
@@ -73,6 +74,10 @@ TLS = "--temporal-tls"
         ([*LOCAL, "--temporal-api-key-file", "open.key"], {}, "too open; run chmod 600"),
         ([*LOCAL, "--temporal-api-key-file", "empty.key"], {}, "must contain an API key"),
         ([*LOCAL, "--temporal-api-key-file", "latin.key"], {}, "must contain an API key"),
+        # Temporal's core would send the requests without a key.
+        ([*LOCAL, "--temporal-api-key-file", "lines.key"], {}, "must contain an API key"),
+        ([*LOCAL], {"TEMPORAL_API_KEY": f"{CANARY}\n{CANARY}"}, "must contain an API key"),
+        (["--task-queue", "q", "--temporal", "10.0.0.1:7233"], {"TEMPORAL_API_KEY": ""}, "requires TLS; use"),
         ([*LOCAL, f"{TLS}-cert", "cert.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
         ([*LOCAL, f"{TLS}-key", "key.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
         ([*LOCAL, f"{TLS}-cert", "none"], {}, f"{TLS}-cert: none: No such file"),

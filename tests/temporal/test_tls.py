@@ -148,6 +148,15 @@ def test_tls_by_each_source_of_settings(
     assert received.startswith(b"PRI * HTTP/2.0")
 
 
+def test_options_of_tls_take_precedence(rate, temporal_server, task_queue, monkeypatch):
+    """An option of TLS implies TLS, whatever `TEMPORAL_TLS` says."""
+    monkeypatch.setenv("TEMPORAL_TLS", "false")
+    with endpoint(temporal_server.address) as (address, received):
+        result = rate("--task-queue", task_queue, "--temporal", address, *CA)
+    assert (result.status, result.err) == (0, "")
+    assert received
+
+
 def test_a_run_over_mtls(simulator, bulk, start_worker, temporal_server, monkeypatch):
     """`bulk` and `worker` connect as `rate` does, and a run succeeds."""
     with endpoint(temporal_server.address, mutual=True) as (address, _):
@@ -264,7 +273,7 @@ def test_an_api_key_arrives_as_a_bearer_token(rate, task_queue, monkeypatch, tmp
     if source == "option":
         options = ["--temporal-api-key-file", "api.key"]
     elif source == "variable":
-        monkeypatch.setenv("TEMPORAL_API_KEY", API_KEY)
+        monkeypatch.setenv("TEMPORAL_API_KEY", f" {API_KEY}\r")  # as a careless script sets it
     else:
         (tmp_path / "temporal.toml").write_text(f'[profile.default]\napi_key = "{API_KEY}"')
         monkeypatch.setenv("TEMPORAL_CONFIG_FILE", "temporal.toml")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import sys
+import uuid
+from datetime import timedelta
 
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
@@ -11,6 +15,9 @@ from processes import wait_until_async
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
+COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
+REPORT = "assets-sandbox-1111"  # of the fixture `simulator`
+INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 LONG = 60.0  # seconds; a limit that no call of a test reaches
 
 
@@ -39,6 +46,18 @@ async def create_on_queue(queue, client, report, count=10, **options):
     return await client.relay.create_many(creation_requests(report, count), task_queue=queue, **options)
 
 
+async def start_create(temporal_client, task_queue, task):
+    """Start an activity with a task that no submitter has written, or that it has written for another activity."""
+    return await temporal_client.start_activity(
+        "plaid_relay.create",
+        task,
+        id=uuid.uuid4().hex,
+        task_queue=task_queue,
+        start_to_close_timeout=timedelta(seconds=LONG),
+        result_type=dict,
+    )
+
+
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
     """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
     return queue._handle(activity, name, repetition)
@@ -53,3 +72,10 @@ async def pair_of(journal, run="x"):
     """Return the ID of the only pair of a run."""
     (pair,) = [pair async for pair in journal.pair_ids(run)]
     return pair
+
+
+def stop_worker(process):
+    """Send SIGTERM to a worker process, and return its exit status and what it wrote to standard error."""
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
-import socket
 import ssl
-import threading
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,12 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from servers import echoing
 from support import OWNER, QUICK
+from tls_server import tls_server
 
 from plaid_relay_async import NotSentError, OutcomeUnknownError, RelayClient, RelayCreateRequest, RetryPolicy
 from plaid_relay_async.exchange import RequestBody, finish_handshake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ONCE = RetryPolicy(attempts=1)
@@ -163,38 +160,6 @@ async def test_an_error_says_why_a_certificate_is_not_trusted(tmp_path, certific
 # ----------------------------------------------------------------------- the client's certificate
 
 
-@contextlib.contextmanager
-def listening(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
-    """Run a server in a thread: asyncio's servers send no alert when they reject a handshake."""
-
-    def accept() -> None:
-        while True:
-            connection, _ = server.accept()
-            if closing:
-                return connection.close()
-            connection.settimeout(30)
-            wrapped = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-            with wrapped, contextlib.suppress(OSError):  # the client reports the error
-                try:
-                    wrapped.do_handshake()
-                    serve(wrapped)
-                finally:
-                    # To close a socket with unread bytes resets the connection, which may discard the alert.
-                    while socket.socket.recv(wrapped, 65_536):
-                        pass
-
-    closing: list[bool] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield f"https://127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            closing.append(True)
-            socket.create_connection(server.getsockname()).close()
-            thread.join()
-
-
 def authenticating(version: ssl.TLSVersion) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Return contexts of a client, and of a server that requires a certificate of one authority."""
     authority, client_tls, server_tls = trustme.CA(), ssl.create_default_context(), server_context()
@@ -215,8 +180,10 @@ async def test_a_server_that_rejects_the_client_has_executed_nothing(direct, ver
     if certificate != "none":
         trustme.CA().issue_cert("me@lender.example").configure_cert(client_tls)
     received_requests: list[bytes] = []
-    with listening(server_tls, lambda connection: received_requests.append(connection.recv(1))) as url:
-        async with RelayClient(OWNER, base_url=url, ssl=client_tls, retry=QUICK, direct=direct) as client:
+    with tls_server(server_tls, lambda connection: received_requests.append(connection.recv(1))) as address:
+        async with RelayClient(
+            OWNER, base_url=f"https://{address}", ssl=client_tls, retry=QUICK, direct=direct
+        ) as client:
             requests = RelayCreateRequest.fan_out(["t"], [f"p{n}" for n in range(100)])
             result = await client.relay.create_many(requests, concurrency=2)
     assert received_requests == []
@@ -251,8 +218,10 @@ async def test_a_rejection_after_the_request_was_read_proves_nothing(direct, ear
         connection.do_handshake()
         connection.recv(1)
 
-    with listening(server_tls, serve) as url:
-        async with RelayClient(OWNER, base_url=url, ssl=client_tls, retry=QUICK, direct=direct) as client:
+    with tls_server(server_tls, serve) as address:
+        async with RelayClient(
+            OWNER, base_url=f"https://{address}", ssl=client_tls, retry=QUICK, direct=direct
+        ) as client:
             for _ in range(earlier_responses):
                 await client.relay.create(["t"], "p")
             with pytest.raises(OutcomeUnknownError, match="certificate required"):

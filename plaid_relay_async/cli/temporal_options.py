@@ -30,10 +30,33 @@ if TYPE_CHECKING:
     from plaid_relay_async.journal import Journal
 
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:/]+):(\d{1,5})")
+_API_KEY: Final = re.compile("[!-~]+")
 _CONNECT_SECONDS: Final = 10.0
-# Core describes an error as Rust formats it; its first string is a text for users.
+_CERTIFICATE: Final = rb"-----BEGIN CERTIFICATE-----", "a certificate"
+_PEM: Final = {
+    "ca": _CERTIFICATE,
+    "cert": _CERTIFICATE,
+    "key": (rb"-----BEGIN (EC |RSA )?PRIVATE KEY-----", "an unencrypted private key"),
+}
+# Core describes an error as Rust formats it. Unless it is one of these, its last string is a text for users.
 _REASON: Final = re.compile(r'(?:\(|message: |error: )"([^"]+)"')
-_RUST_PREFIX: Final = re.compile(r".*tonic::transport::Error\(Transport, ")
+_REASONS: Final = {
+    r"InvalidCertificate\(UnknownIssuer": "the server's certificate isn't trusted: its authority is unknown; "
+    "to trust that authority, use --temporal-tls-ca",
+    r"InvalidCertificate\(NotValidForName": "the server's certificate is for another name; if it is your "
+    "server's, use --temporal-tls-server-name",
+    r"InvalidCertificate\(Expired": "the server's certificate isn't trusted: it has expired",
+    r"InvalidCertificate\(NotValidYet": "the server's certificate isn't trusted: it isn't valid yet, or this "
+    "machine's clock is wrong",
+    r"InvalidCertificate\((?:\w+\()*(\w+)": "the server's certificate isn't trusted: {}",
+    r"(?:AlertReceived\(|received fatal alert: )(\w+)": "the server has ended TLS: {}; if it requires a "
+    "client certificate, use --temporal-tls-cert",
+    r"InvalidMessage\(": "the server doesn't use TLS at this port",
+    r"H2NotNegotiated": "the server doesn't use HTTP/2 at this port",
+    r"KeyMismatch": "--temporal-tls-key isn't the key of --temporal-tls-cert",
+    r"hyper::Error\(": "the server has ended the connection; if it requires TLS, use --temporal-tls; if it "
+    "requires a client certificate, use --temporal-tls-cert",
+}
 
 
 @Parameter(name="*")
@@ -157,22 +180,25 @@ class TemporalOptions:
             # The further lines quote the file, which may contain an API key.
             raise UsageError(f"Temporal's settings: {str(error).splitlines()[0]}") from None
         tls = profile.tls or ClientConfigTLS()
+        files = self.temporal_tls_ca, self.temporal_tls_cert, self.temporal_tls_key
+        implied = any([self.temporal_tls, self.temporal_tls_server_name, *files])
         tls = replace(
             tls,
-            disabled=False if self.temporal_tls else tls.disabled,
+            disabled=False if implied else tls.disabled,
             server_name=self.temporal_tls_server_name or tls.server_name,
             server_root_ca_cert=_read_pem("ca", self.temporal_tls_ca or tls.server_root_ca_cert),
             client_cert=_read_pem("cert", self.temporal_tls_cert or tls.client_cert),
             client_private_key=_read_pem("key", self.temporal_tls_key or tls.client_private_key),
         )
+        if tls.server_name is not None and not is_host(tls.server_name):
+            raise UsageError("--temporal-tls-server-name: must be a host name")
         if (tls.client_cert is None) != (tls.client_private_key is None):
             raise UsageError("--temporal-tls-cert and --temporal-tls-key must be used together")
-        path = self.temporal_api_key_file
         return replace(
             profile,
             address=self.temporal or profile.address,
             namespace=self.temporal_namespace or profile.namespace,
-            api_key=profile.api_key if path is None else _read_api_key(path),
+            api_key=_read_api_key(self.temporal_api_key_file or profile.api_key or None),
             tls=None if tls == ClientConfigTLS() else tls,
         )
 
@@ -247,25 +273,33 @@ def parse_rate(name: str, value: str | float) -> float:
     raise UsageError(f"{name}: must be a number of calls a second above 0")
 
 
-def _read_api_key(path: Path) -> str:
-    key = _read("--temporal-api-key-file", path, private_files.read).strip()
-    if not key or not key.isascii():
-        raise UsageError("--temporal-api-key-file: must contain an API key")
-    return key.decode()
+def _read_api_key(source: Path | str | None) -> str | None:
+    """Return the API key in a file or in a setting.
+
+    Raises:
+        UsageError: it can't be read, or isn't one word. Temporal's core would ignore another one.
+    """
+    option = "--temporal-api-key-file"
+    if isinstance(source, Path):
+        source = _read(option, source, private_files.read).decode("latin-1")
+    if source is not None and not _API_KEY.fullmatch(source := source.strip()):
+        raise UsageError(f"{option}: must contain an API key")
+    return source
 
 
 def _read_pem(kind: str, source: Path | str | bytes | None) -> bytes | None:
     """Return the content of a PEM file, or of a setting that contains it.
 
     Raises:
-        UsageError: it can't be read, isn't PEM, or is a private key that other users may read.
+        UsageError: it can't be read, lacks what is expected, or is a private key that other users may read.
     """
     option = f"--temporal-tls-{kind}"
     if isinstance(source, Path):
         source = _read(option, source, private_files.read if kind == "key" else Path.read_bytes)
     content = source.encode() if isinstance(source, str) else source
-    if content is not None and b"-----BEGIN " not in content:
-        raise UsageError(f"{option}: must be a PEM file")
+    label, expected = _PEM[kind]
+    if content is not None and not re.search(label, content):
+        raise UsageError(f"{option}: must be a PEM file with {expected}")
     return content
 
 
@@ -358,9 +392,13 @@ class TemporalConnection:
 
 def reason_of(error: Exception) -> str:
     """Return the part of an error of Temporal's core that a user can understand."""
+    text = str(error)
+    for pattern, reason in _REASONS.items():
+        if match := re.search(pattern, text):
+            return reason.format(*match.groups())
     # For example: ConnectError("tcp connect error", 127.0.0.1:1, Os { ..., message: "Connection refused" })
-    reasons = _REASON.findall(str(error))
-    return reasons[-1] if reasons else _RUST_PREFIX.sub("", str(error))
+    reasons: list[str] = _REASON.findall(text)
+    return reasons[-1] if reasons else text
 
 
 async def check_namespace(client: Client) -> None:

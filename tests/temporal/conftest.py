@@ -1,19 +1,27 @@
-"""Fixtures for the tests on Temporal: a server, a client with encrypted payloads, and a journal in PostgreSQL."""
+"""Fixtures for the tests on Temporal: a server, a client, a journal in PostgreSQL, and the command that uses them."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import signal
+import subprocess
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
+from attrs import frozen
 from journal_support import KEY
-from processes import SIGNALS
+from processes import SIGNALS, running_process
 from temporal_server import TemporalServer
+from temporal_support import COMMAND, REPORT, open_queue, running_worker
 from temporalio.client import Client
 
+from plaid_relay_async.cli import main
 from plaid_relay_async.temporal import data_converter
+from plaid_relay_async.testing import SimulatorThread
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +64,31 @@ async def journal_url(postgres):
 
 
 @pytest.fixture
+def run_worker(temporal_client, task_queue, client, journal_url):
+    """Run a worker for the journal in this process, and drain it after the block."""
+    return functools.partial(running_worker, temporal_client, task_queue, client, journal_url)
+
+
+@pytest.fixture
+async def worker(run_worker):
+    async with run_worker() as task:
+        yield task
+
+
+@pytest.fixture
+def open_run(temporal_client, task_queue, journal_url):
+    """Open the journal for a run, and yield a task queue for the run and the journal."""
+    return functools.partial(open_queue, temporal_client, task_queue, journal_url)
+
+
+@pytest.fixture
+async def run_x(open_run):
+    """A task queue for the run `x`, and its journal."""
+    async with open_run() as opened:
+        yield opened
+
+
+@pytest.fixture
 def report(plaid):
     return plaid.add_report()
 
@@ -65,3 +98,92 @@ def size(request):
     """A function that takes the sizes of a sample and of the full proof, and returns the one to run."""
     full_size = request.config.getoption("--endurance")
     return lambda sample, full: full if full_size else sample
+
+
+# -------------------------------------------------------------------------------------------- the command
+
+
+@frozen
+class CompletedCommand:
+    """The exit status and the output of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def no_settings(monkeypatch, tmp_path):
+    """Use no setting of the user who runs the tests."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("PLAID_ENV", raising=False)
+
+
+@pytest.fixture
+def rate(no_settings, capfd):
+    """Run `rate`, which only connects to Temporal, in this process."""
+
+    def rate(*args):
+        status = main(["rate", *args])
+        return CompletedCommand(status, *capfd.readouterr())
+
+    return rate
+
+
+@pytest.fixture
+def simulator(monkeypatch, no_settings, temporal_server, journal_url):
+    """A simulator, with the environment that selects it, a Temporal server and a journal."""
+    with SimulatorThread(reports=[REPORT]) as simulator:
+        variables = {
+            "PLAID_BASE_URL": simulator.url,
+            "PLAID_CLIENT_ID": "owner",
+            "PLAID_SECRET": "canary-secret",
+            "PLAID_RELAY_KEY": KEY,
+            "PLAID_RELAY_JOURNAL": journal_url,
+            "TEMPORAL_ADDRESS": temporal_server.address,
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield simulator
+
+
+@pytest.fixture
+def run(simulator, capfd):
+    """Run the command in this process."""
+
+    def run(*args):
+        status = main([str(word) for word in args])
+        return CompletedCommand(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start_worker(simulator, task_queue):
+    """Start a worker process, and return it once it is ready."""
+    with ExitStack() as stack:
+
+        def start_worker(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            command = [*COMMAND, "worker", "--task-queue", task_queue, *map(str, args)]
+            process = stack.enter_context(running_process(command, **pipes))
+            assert (
+                process.stdout.readline()
+                == f"listening on {task_queue} at {os.environ['TEMPORAL_ADDRESS']}\n"
+            )
+            return process
+
+        yield start_worker
+
+
+@pytest.fixture
+def bulk(run, task_queue, tmp_path):
+    """Run `bulk` for a number of partners, on the task queue."""
+
+    def bulk(count, *args):
+        path = tmp_path / "partners.csv"
+        path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
+        return run("bulk", path, "--report-token", REPORT, "--task-queue", task_queue, "--run", "nov", *args)
+
+    return bulk

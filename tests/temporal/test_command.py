@@ -9,101 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import pytest
-from attrs import frozen
 from google.protobuf.duration_pb2 import Duration
-from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE
+from temporal_support import COMMAND, stop_worker
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
-from plaid_relay_async.cli import main
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.testing import SimulatorThread
-
-COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
-REPORT = "assets-sandbox-1111"
-
-
-@frozen
-class CompletedCommand:
-    """The exit status and the output of a command."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path):
-    """A simulator, with the environment that selects it, a Temporal server and a journal."""
-    with SimulatorThread(reports=[REPORT]) as simulator:
-        variables = {
-            "PLAID_BASE_URL": simulator.url,
-            "PLAID_CLIENT_ID": "owner",
-            "PLAID_SECRET": "canary-secret",
-            "PLAID_RELAY_KEY": KEY,
-            "PLAID_RELAY_JOURNAL": journal_url,
-            "TEMPORAL_ADDRESS": temporal_server.address,
-            # No setting of the user who runs the tests.
-            "HOME": str(tmp_path),
-            "XDG_CONFIG_HOME": str(tmp_path),
-        }
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("PLAID_ENV", raising=False)
-        yield simulator
-
-
-@pytest.fixture
-def run(simulator, capfd):
-    """Run the command in this process."""
-
-    def run(*args):
-        status = main([str(word) for word in args])
-        return CompletedCommand(status, *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def start_worker(simulator, task_queue):
-    """Start a worker process, and return it once it is ready."""
-    with ExitStack() as stack:
-
-        def start_worker(*args):
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            command = [*COMMAND, "worker", "--task-queue", task_queue, *map(str, args)]
-            process = stack.enter_context(running_process(command, **pipes))
-            assert (
-                process.stdout.readline()
-                == f"listening on {task_queue} at {os.environ['TEMPORAL_ADDRESS']}\n"
-            )
-            return process
-
-        yield start_worker
-
-
-def stop(process):
-    """Send SIGTERM to a worker, and return its exit status and what it wrote to standard error."""
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err
-
-
-@pytest.fixture
-def bulk(run, task_queue, tmp_path):
-    """Run `bulk` for a number of partners, on the task queue."""
-
-    def bulk(count, *args):
-        path = tmp_path / "partners.csv"
-        path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
-        return run("bulk", path, "--report-token", REPORT, "--task-queue", task_queue, "--run", "nov", *args)
-
-    return bulk
 
 
 def lines_of(path):
@@ -154,7 +69,7 @@ def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tm
     )
     assert revoked.status == 3  # the outcome of p5 is still unknown
     assert [line["outcome"] for line in lines_of(tmp_path / "revoked.jsonl")] == ["removed"] * 18
-    assert [stop(worker)[0] for worker in workers] == [0, 0]
+    assert [stop_worker(worker)[0] for worker in workers] == [0, 0]
 
 
 def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, task_queue, tmp_path):
@@ -173,7 +88,7 @@ def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, t
     assert len(simulator.ledger) == 30
     third = bulk(30, "--detach")
     assert table_of(third.err) | {"started": "0", "pending": "0", "recorded": "30"} == table_of(third.err)
-    assert stop(worker)[0] == 0
+    assert stop_worker(worker)[0] == 0
 
 
 def test_detach_with_options_without_effect(simulator, bulk, tmp_path):
@@ -193,7 +108,7 @@ def test_cancel(simulator, bulk, run, start_worker, task_queue):
     worker = start_worker()
     assert bulk(10).status == 0
     assert len(simulator.ledger) == 10
-    assert stop(worker)[0] == 0
+    assert stop_worker(worker)[0] == 0
 
 
 def test_a_worker_drains(simulator, bulk, start_worker):
@@ -202,7 +117,7 @@ def test_a_worker_drains(simulator, bulk, start_worker):
     worker = start_worker("--log-format", "json", "--concurrency", 4)
     assert bulk(4, "--detach").status == 0
     wait_until(lambda: len(simulator.requests) == 4)
-    status, err = stop(worker)
+    status, err = stop_worker(worker)
     assert status == 0
     messages = [json.loads(line)["message"] for line in err.splitlines()]
     assert "stopping: waiting for the calls in flight; a second signal abandons them" in messages
@@ -218,7 +133,7 @@ def test_a_worker_abandons(simulator, bulk, start_worker):
     wait_until(lambda: len(simulator.requests) == 1)
     worker.send_signal(signal.SIGTERM)
     assert "stopping" in worker.stderr.readline()
-    status, err = stop(worker)
+    status, err = stop_worker(worker)
     assert status == 1
     assert "calls in flight were abandoned; their outcome is unknown\n" in err
     assert "Traceback" not in err
@@ -232,7 +147,7 @@ def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch)
     result = bulk(1)
     assert result.status == 1
     assert not simulator.requests
-    status, err = stop(worker)
+    status, err = stop_worker(worker)
     assert status == 0
     assert "the task is from another journal or for another lender than this worker's" in err
     assert "Traceback" not in err
@@ -285,7 +200,7 @@ def test_a_namespace_without_the_search_attribute(simulator, bulk, start_worker,
     result = bulk(3)
     assert (result.status, len(simulator.ledger)) == (0, 3), result.err
     assert "temporal operator search-attribute create --name PlaidRelayRun --type Keyword" in result.err
-    assert stop(worker)[0] == 0
+    assert stop_worker(worker)[0] == 0
 
 
 @pytest.fixture

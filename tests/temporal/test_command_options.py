@@ -6,12 +6,10 @@ import asyncio
 
 import pytest
 from attrs import frozen
-from journal_support import KEY
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.service import RPCError, RPCStatusCode
 
-from plaid_relay_async.cli import main
 from plaid_relay_async.cli.signals import Signals
 from plaid_relay_async.cli.temporal import run_until_signal
 from plaid_relay_async.cli.temporal_options import TemporalConnection, check_namespace
@@ -25,45 +23,27 @@ PEM = {
 LOCAL = ("--temporal", "127.0.0.1:1", "--task-queue", "relay")
 
 
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch, tmp_path):
-    """Use no setting of the user who runs the tests."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("PLAID_RELAY_KEY", KEY)
-
-
 @pytest.fixture
-def files(tmp_path):
+def files(monkeypatch, tmp_path):
     """Create the files that the tests name: certificates, keys that are private or not, and API keys."""
     contents = {
         "cert.pem": PEM["cert"],
         "key.pem": PEM["key"],
         "open.pem": PEM["key"],
+        "private.pem": PEM["cert"],
+        "encrypted.pem": PEM["key"].replace("PRIVATE", "ENCRYPTED PRIVATE"),
         "text.pem": "canary",
         "api.key": f"{CANARY}\n",
         "open.key": f"{CANARY}\n",
         "empty.key": "\n",
         "latin.key": "ä",
+        "lines.key": f"{CANARY}\n{CANARY}\n",
     }
+    monkeypatch.chdir(tmp_path)
     for name, text in contents.items():
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         path.chmod(0o644 if name in {"cert.pem", "open.pem", "open.key"} else 0o600)
-
-
-@pytest.fixture
-def run(capfd):
-    """Run a command that only connects to Temporal, and return its status and what it wrote to standard error."""
-
-    def run(*args):
-        status = main(["rate", *args])
-        out, err = capfd.readouterr()
-        assert out == ""
-        return status, err
-
-    return run
 
 
 TLS = "--temporal-tls"
@@ -94,6 +74,10 @@ TLS = "--temporal-tls"
         ([*LOCAL, "--temporal-api-key-file", "open.key"], {}, "too open; run chmod 600"),
         ([*LOCAL, "--temporal-api-key-file", "empty.key"], {}, "must contain an API key"),
         ([*LOCAL, "--temporal-api-key-file", "latin.key"], {}, "must contain an API key"),
+        # Temporal's core would send the requests without a key.
+        ([*LOCAL, "--temporal-api-key-file", "lines.key"], {}, "must contain an API key"),
+        ([*LOCAL], {"TEMPORAL_API_KEY": f"{CANARY}\n{CANARY}"}, "must contain an API key"),
+        (["--task-queue", "q", "--temporal", "10.0.0.1:7233"], {"TEMPORAL_API_KEY": ""}, "requires TLS; use"),
         ([*LOCAL, f"{TLS}-cert", "cert.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
         ([*LOCAL, f"{TLS}-key", "key.pem"], {}, f"{TLS}-cert and {TLS}-key must be used together"),
         ([*LOCAL, f"{TLS}-cert", "none"], {}, f"{TLS}-cert: none: No such file"),
@@ -107,8 +91,30 @@ TLS = "--temporal-tls"
             {"TEMPORAL_TLS_CLIENT_CERT_PATH": "cert.pem", "TEMPORAL_TLS_CLIENT_KEY_PATH": "open.pem"},
             f"{TLS}-key: open.pem: file permissions are too open",
         ),
-        ([*LOCAL, f"{TLS}-ca", "text.pem"], {}, f"{TLS}-ca: must be a PEM file"),
-        ([*LOCAL], {"TEMPORAL_TLS_SERVER_CA_CERT_DATA": "canary"}, f"{TLS}-ca: must be a PEM file"),
+        ([*LOCAL, f"{TLS}-ca", "text.pem"], {}, f"{TLS}-ca: must be a PEM file with a certificate"),
+        ([*LOCAL, f"{TLS}-ca", "key.pem"], {}, f"{TLS}-ca: must be a PEM file with a certificate"),
+        (
+            [*LOCAL, f"{TLS}-cert", "key.pem", f"{TLS}-key", "key.pem"],
+            {},
+            f"{TLS}-cert: must be a PEM file with a certificate",
+        ),
+        (
+            [*LOCAL, f"{TLS}-cert", "cert.pem", f"{TLS}-key", "private.pem"],
+            {},
+            f"{TLS}-key: must be a PEM file with an unencrypted private key",
+        ),
+        (
+            [*LOCAL, f"{TLS}-cert", "cert.pem", f"{TLS}-key", "encrypted.pem"],
+            {},
+            f"{TLS}-key: must be a PEM file with an unencrypted private key",
+        ),
+        (
+            [*LOCAL],
+            {"TEMPORAL_TLS_SERVER_CA_CERT_DATA": "canary"},
+            f"{TLS}-ca: must be a PEM file with a certificate",
+        ),
+        ([*LOCAL, f"{TLS}-server-name", "a b"], {}, f"{TLS}-server-name: must be a host name"),
+        ([*LOCAL], {"TEMPORAL_TLS_SERVER_NAME": "a b"}, f"{TLS}-server-name: must be a host name"),
         ([*LOCAL], {"TEMPORAL_PROFILE": "none"}, "Temporal's settings: Profile 'none' not found"),
         (["canary", *LOCAL], {}, "RATE: must be a number of calls a second above 0"),
         (["0", *LOCAL], {}, "RATE: must be a number of calls a second above 0"),
@@ -116,25 +122,26 @@ TLS = "--temporal-tls"
         (["pause", "--replace", *LOCAL], {}, "--replace: requires RATE"),
     ],
 )
-def test_invalid_options(run, files, monkeypatch, args, variables, problem):
+def test_invalid_options(rate, files, monkeypatch, args, variables, problem):
     """Each invalid setting has status 2, and a message that names it and quotes no secret."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    status, error = run(*args)
-    assert (status, problem in error) == (2, True), error
-    assert "canary" not in error
+    result = rate(*args)
+    assert (result.status, result.out) == (2, "")
+    assert problem in result.err
+    assert "canary" not in result.err
 
 
-def test_a_broken_configuration_file_is_not_quoted(run, monkeypatch, tmp_path):
+def test_a_broken_configuration_file_is_not_quoted(rate, monkeypatch, tmp_path):
     """The message about an invalid configuration file has the line, and not its text: it may be an API key."""
     path = tmp_path / "temporal.toml"
     path.write_text(f'[profile.default]\napi_key = "{CANARY}\n')
     monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(path))
-    status, error = run(*LOCAL)
-    assert status == 2
-    assert "Temporal's settings:" in error
-    assert "line 2" in error
-    assert CANARY not in error
+    result = rate(*LOCAL)
+    assert result.status == 2
+    assert "Temporal's settings:" in result.err
+    assert "line 2" in result.err
+    assert CANARY not in result.err
 
 
 @pytest.mark.parametrize(
@@ -143,20 +150,18 @@ def test_a_broken_configuration_file_is_not_quoted(run, monkeypatch, tmp_path):
         ([], {}),
         (["--temporal-namespace", "other"], {}),
         ([TLS, f"{TLS}-server-name", "temporal.example"], {}),
-        ([f"{TLS}-cert", "cert.pem", f"{TLS}-key", "key.pem"], {}),
         (["--temporal-api-key-file", "api.key"], {}),
         ([], {"TEMPORAL_API_KEY": CANARY}),
     ],
 )
-def test_a_server_that_cannot_be_reached(run, files, monkeypatch, args, variables):
+def test_a_server_that_cannot_be_reached(rate, files, monkeypatch, args, variables):
     """A server that can't be reached has status 1 and a message with the reason, as for a journal."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    status, error = run(*LOCAL, *args)
-    assert status == 1
-    assert f"{NotSentError.__name__}: can't use Temporal at 127.0.0.1:1: " in error
-    assert CANARY not in error
-    assert "tonic" not in error
+    result = rate(*LOCAL, *args)
+    assert (result.status, result.out) == (1, "")
+    assert f"{NotSentError.__name__}: can't use Temporal at 127.0.0.1:1: Connection refused" in result.err
+    assert CANARY not in result.err
 
 
 @frozen

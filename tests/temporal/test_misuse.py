@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import timedelta
 
 import pytest
 from journal_support import creation_requests
 from support import CREATE
 from temporal_support import (
-    LONG,
+    INVALID,
     activity_handle,
     create_on_queue,
     open_queue,
     pair_of,
-    running_worker,
+    start_create,
 )
 from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
@@ -28,20 +27,15 @@ from plaid_relay_async.simulator import Fault
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
-INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
-
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("length", [2_000_000, 5_000_000], ids=["2 MB", "5 MB"])
 async def test_a_request_that_is_too_large_for_temporal_fails(
-    client, plaid, report, temporal_client, task_queue, journal_url, length
+    client, plaid, report, length, open_run, run_worker
 ):
     """The server says of the larger one that its resources are exhausted, which isn't repeated for ever."""
     requests = [RelayCreateRequest([report], "p", extra={"text": "x" * length})]
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         result = await client.relay.create_many(requests, task_queue=queue)
         with pytest.raises(RequestValidationError, match="too large for a task queue"):
             await queue.submit(client, requests)
@@ -51,10 +45,10 @@ async def test_a_request_that_is_too_large_for_temporal_fails(
 
 
 @pytest.mark.timeout(60)
-async def test_the_largest_request_is_accepted(client, report, temporal_client, task_queue, journal_url):
+async def test_the_largest_request_is_accepted(client, report, open_run):
     """The limit is below that of the server, also after encryption."""
     requests = [RelayCreateRequest([report], "p", extra={"text": "x" * 1_490_000})]
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         assert (await queue.submit(client, requests)).started == 1
 
 
@@ -65,12 +59,12 @@ async def other_activity():
 
 @pytest.mark.timeout(60)
 async def test_a_worker_of_another_program_on_the_task_queue_is_an_error(
-    client, report, temporal_client, task_queue, journal_url
+    client, report, temporal_client, task_queue, open_run
 ):
     """It fails each call without making it, so the batch stops, and doesn't add the call again for ever."""
     async with (
         ActivityWorker(temporal_client, task_queue=task_queue, activities=[other_activity]),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        open_run() as (queue, _),
     ):
         result = await create_on_queue(queue, client, report, 5, concurrency=1)
     assert isinstance(result.stopped_by, ConfigurationError)
@@ -79,14 +73,14 @@ async def test_a_worker_of_another_program_on_the_task_queue_is_an_error(
 
 @pytest.mark.timeout(60)
 async def test_a_run_that_is_on_another_task_queue_is_an_error(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, task_queue, journal_url, open_run, run_worker
 ):
     """Its calls would be waited for without end if no worker polls the other task queue."""
     other = f"{task_queue}-mistyped"
-    async with running_worker(temporal_client, task_queue, client, journal_url):
+    async with run_worker():
         async with open_queue(temporal_client, other, journal_url) as (queue, _):
             await queue.submit(client, creation_requests(report, 3))
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        async with open_run() as (queue, _):
             result = await create_on_queue(queue, client, report, 3)
             assert isinstance(result.stopped_by, ConfigurationError)
             assert other in str(result.stopped_by)
@@ -99,24 +93,17 @@ async def test_a_run_that_is_on_another_task_queue_is_an_error(
 
 
 @pytest.mark.timeout(60)
-async def test_a_setting_of_a_later_release_is_refused(
-    client, plaid, temporal_client, task_queue, journal_url
-):
+async def test_a_setting_of_a_later_release_is_refused(plaid, temporal_client, task_queue, run_worker):
     """A worker that doesn't know it can't keep it."""
-    async with running_worker(temporal_client, task_queue, client, journal_url):
+    async with run_worker():
         settings = {"run": "x", "on_existing": "reuse", "retry_unknown": False, "retry_failed": False}
-        handle = await temporal_client.start_activity(
-            "plaid_relay.create",
-            {
-                "version": 1,
-                "request": '{"report_tokens": ["t"], "secondary_client_id": "p"}',
-                "name": "n",
-                "settings": settings | {"retry_tomorrow": True},
-            },
-            id=task_queue,
-            task_queue=task_queue,
-            start_to_close_timeout=timedelta(seconds=LONG),
-        )
+        task = {
+            "version": 1,
+            "request": '{"report_tokens": ["t"], "secondary_client_id": "p"}',
+            "name": "n",
+            "settings": settings | {"retry_tomorrow": True},
+        }
+        handle = await start_create(temporal_client, task_queue, task)
         with pytest.raises(ActivityFailureError) as raised:
             await handle.result()
     assert raised.value.cause.type == "ConfigurationError"
@@ -139,27 +126,20 @@ async def test_a_name_that_is_too_long_is_an_error_that_says_so(
 
 @pytest.mark.timeout(60)
 async def test_a_task_that_is_handed_out_twice_repeats_an_unknown_creation_once(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, task_queue, open_run, run_worker
 ):
     """`retry_unknown` permits to replace the attempt that was in doubt, and not the one that replaced it."""
     plaid.fail(Fault(path=CREATE, close=True, when="after"))
-    async with running_worker(temporal_client, task_queue, client, journal_url):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with run_worker():
+        async with open_run() as (queue, journal):
             pair = (await create_on_queue(queue, client, report, 1)) and await pair_of(journal)
-        async with open_queue(temporal_client, task_queue, journal_url, retry_unknown=True) as (queue, _):
+        async with open_run(retry_unknown=True) as (queue, _):
             repeated = await create_on_queue(queue, client, report, 1)
             sent = len(plaid.requests)
             for repetition in range(2):
                 handle = activity_handle(queue, pair, repetition)
                 (task,) = await (await handle.describe(include_input=True)).input()
-                again = await temporal_client.start_activity(
-                    "plaid_relay.create",
-                    task,
-                    id=f"{task_queue}-{repetition}",
-                    task_queue=task_queue,
-                    start_to_close_timeout=timedelta(seconds=LONG),
-                    result_type=dict,
-                )
+                again = await start_create(temporal_client, task_queue, task)
                 assert (await again.result())["error"][0] == "OutcomeUnknownError"
     assert (repeated.counts, sent) == ({"unknown": 1}, 2)
     assert len(plaid.requests) == 2
@@ -167,17 +147,15 @@ async def test_a_task_that_is_handed_out_twice_repeats_an_unknown_creation_once(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("setting", ["retry_unknown", "retry_failed"])
-async def test_a_repetition_after_many_new_pairs(
-    client, plaid, report, temporal_client, task_queue, journal_url, setting
-):
+async def test_a_repetition_after_many_new_pairs(client, plaid, report, setting, open_run, run_worker):
     """After many new pairs, a pair that isn't new is repeated all the same if that is permitted."""
     effect = {"close": True} if setting == "retry_unknown" else {"status": 400, "body": INVALID}
     plaid.fail(Fault(path=CREATE, times=1, **effect))
     requests = [*creation_requests(report, 121)][::-1]
-    async with running_worker(temporal_client, task_queue, client, journal_url):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with run_worker():
+        async with open_run() as (queue, _):
             first = await client.relay.create_many(requests[-1:], task_queue=queue)
-        async with open_queue(temporal_client, task_queue, journal_url, **{setting: True}) as (queue, _):
+        async with open_run(**{setting: True}) as (queue, _):
             result = await client.relay.create_many(requests, task_queue=queue, concurrency=1)
     assert first.counts.keys() == {setting.removeprefix("retry_")}
     assert result.counts == {"created": 121}
@@ -185,10 +163,10 @@ async def test_a_repetition_after_many_new_pairs(
 
 @pytest.mark.timeout(60)
 async def test_a_repetition_is_found_after_the_first_activity_was_deleted(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, open_run
 ):
     """Temporal deletes ended activities; a pending one with a higher number is followed and cancelled."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         await queue.submit(client, creation_requests(report, 1))
         first = activity_handle(queue, await pair_of(journal))
         await first.cancel()

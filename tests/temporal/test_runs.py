@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
 from processes import wait_until_async
 from support import CREATE, OWNER, QUICK, REMOVE, issued_tokens
-from temporal_support import create_on_queue, open_queue, pair_of, running_worker, wait_for_requests
+from temporal_support import INVALID, create_on_queue, open_queue, pair_of, running_worker, wait_for_requests
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client, Interceptor, OutboundInterceptor
 
@@ -34,7 +34,6 @@ from plaid_relay_async.temporal import TaskQueue, data_converter
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
 
-INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 # An outcome that the journal permits to repeat, with the setting for it.
 REPETITIONS = pytest.mark.parametrize(
     ("fault", "setting", "kind"),
@@ -44,19 +43,6 @@ REPETITIONS = pytest.mark.parametrize(
     ],
     ids=["failed", "unknown"],
 )
-
-
-@pytest.fixture
-async def worker(temporal_client, task_queue, client, journal_url):
-    async with running_worker(temporal_client, task_queue, client, journal_url) as task:
-        yield task
-
-
-@pytest.fixture
-async def run_x(temporal_client, task_queue, journal_url):
-    """A task queue for the run `x`, and its journal."""
-    async with open_queue(temporal_client, task_queue, journal_url) as opened:
-        yield opened
 
 
 # ---------------------------------------------------------------------------------------------- outcomes
@@ -108,15 +94,10 @@ async def test_each_kind_of_outcome_is_returned_and_recorded(client, plaid, repo
     assert result.stopped_by is None
 
 
-async def test_a_call_that_is_always_declined_fails_as_declined(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_a_call_that_is_always_declined_fails_as_declined(client, plaid, report, open_run, run_worker):
     """An allocation that is used up isn't waited for: the batch stops after a few such errors, as a local one."""
     plaid.fail(Fault(path=CREATE, status=429, body={"error_code": "CREDITS_EXHAUSTED"}))
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
-    ):
+    async with run_worker(), open_run() as (queue, journal):
         result = await create_on_queue(queue, client, report, 5, concurrency=1)
         status = await journal.status("x")
     assert isinstance(result.stopped_by, RateLimitError)
@@ -126,7 +107,7 @@ async def test_a_call_that_is_always_declined_fails_as_declined(
 
 
 async def test_the_request_arrives_as_it_would_from_a_local_run(
-    plaid, report, temporal_client, task_queue, journal_url
+    plaid, report, temporal_client, task_queue, journal_url, open_run
 ):
     """The fields of `extra` are sent with all digits of their numbers, and the webhook with the ID of its pair."""
     bodies, trace = [], aiohttp.TraceConfig()
@@ -142,7 +123,7 @@ async def test_the_request_arrives_as_it_would_from_a_local_run(
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK, session=session) as client,
         running_worker(temporal_client, task_queue, client, journal_url),
     ):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        async with open_run() as (queue, journal):
             await client.relay.create_many([request], task_queue=queue)
             pair = await pair_of(journal)
         async with Journal(journal_url, run="local", key=KEY, on_existing="create") as journal:
@@ -166,14 +147,12 @@ async def test_a_request_that_occurs_twice_is_sent_once(client, plaid, report, w
 # -------------------------------------------------------------------------------------- recorded outcomes
 
 
-async def test_a_pair_with_a_token_is_not_sent_to_the_workers(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_a_pair_with_a_token_is_not_sent_to_the_workers(client, plaid, report, journal_url, open_run):
     """The same run, and another one, get the recorded tokens without a worker."""
     local, _ = await create_in_run(client, report, journal_url, "x", 3)
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         same = await create_on_queue(queue, client, report, 3)
-    async with open_queue(temporal_client, task_queue, journal_url, "y") as (queue, journal):
+    async with open_run("y") as (queue, journal):
         other = await create_on_queue(queue, client, report, 3)
         status = await journal.status("y")
     tokens = {each.relay_token for each in local.created}
@@ -185,13 +164,13 @@ async def test_a_pair_with_a_token_is_not_sent_to_the_workers(
 
 
 async def test_a_pair_of_another_run_is_refused_or_created_again(
-    client, plaid, report, temporal_client, task_queue, journal_url, worker
+    client, plaid, report, journal_url, worker, open_run
 ):
     """The journal's setting for pairs of other runs applies to the workers, too."""
     await create_in_run(client, report, journal_url, "x", 1)
-    async with open_queue(temporal_client, task_queue, journal_url, "y", on_existing="refuse") as (queue, _):
+    async with open_run("y", on_existing="refuse") as (queue, _):
         refused = await create_on_queue(queue, client, report, 1)
-    async with open_queue(temporal_client, task_queue, journal_url, "z", on_existing="create") as (queue, _):
+    async with open_run("z", on_existing="create") as (queue, _):
         created = await create_on_queue(queue, client, report, 1)
     assert isinstance(refused.failed[0].error, DuplicateRequestError)
     assert created.created[0].relay_token == issued_tokens(plaid)[1]
@@ -200,27 +179,25 @@ async def test_a_pair_of_another_run_is_refused_or_created_again(
 
 @REPETITIONS
 async def test_a_repetition_needs_the_permission_of_the_journal(
-    client, plaid, report, temporal_client, task_queue, journal_url, worker, fault, setting, kind
+    client, plaid, report, worker, fault, setting, kind, open_run
 ):
     """A failed or unknown pair is recorded as such, and created again only with the setting for it."""
     plaid.fail(fault)
     results = []
     for settings in ({}, {}, {setting: True}):
-        async with open_queue(temporal_client, task_queue, journal_url, **settings) as (queue, _):
+        async with open_run(**settings) as (queue, _):
             results.append(await create_on_queue(queue, client, report, 1))
     assert [each.counts for each in results] == [{kind: 1}, {kind: 1}, {"created": 1}]
     assert len(plaid.requests) == 2
     assert [each.attempts for each in results[2].created] == [1]
 
 
-async def test_a_failure_that_may_pass_is_repeated_by_the_next_run(
-    client, plaid, report, temporal_client, task_queue, journal_url, worker
-):
+async def test_a_failure_that_may_pass_is_repeated_by_the_next_run(client, plaid, report, worker, open_run):
     """The next run starts another activity for a pair whose activity has ended."""
     plaid.fail(Fault(path=CREATE, times=1, status=400, body={"error_type": "ITEM_ERROR"}))
     counts = []
     for _ in range(2):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        async with open_run() as (queue, _):
             counts.append((await create_on_queue(queue, client, report, 1)).counts)
     assert counts == [{"failed": 1}, {"created": 1}]
 
@@ -316,19 +293,19 @@ async def test_a_removal_that_failed_is_repeated(client, plaid, report, worker, 
 
 
 async def test_leaving_the_stream_takes_the_queued_calls_off_the_queue(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, open_run, run_worker
 ):
     """Calls that a worker has begun are drained; the others aren't attempted, now or by a later worker."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="p1", latency=1.0))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         async with (
-            running_worker(temporal_client, task_queue, client, journal_url, concurrency=1),
+            run_worker(concurrency=1),
             client.relay.create_many(creation_requests(report, 8), task_queue=queue) as outcomes,
         ):
             async for _ in outcomes:
                 break
         result = outcomes.result
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             await asyncio.sleep(0.5)
         status = await journal.status("x")
     created = result.counts["created"]
@@ -339,13 +316,10 @@ async def test_leaving_the_stream_takes_the_queued_calls_off_the_queue(
     assert result.counts.total() == created
 
 
-async def test_a_cancelled_batch_drains(client, plaid, report, temporal_client, task_queue, journal_url):
+async def test_a_cancelled_batch_drains(client, plaid, report, open_run, run_worker):
     """The call that a worker has begun has its outcome once the cancellation is raised."""
     plaid.fail(Fault(path=CREATE, latency=0.5))
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
         await wait_for_requests(plaid, 1)
@@ -356,14 +330,11 @@ async def test_a_cancelled_batch_drains(client, plaid, report, temporal_client, 
 
 
 async def test_an_abandoned_batch_does_not_know_what_workers_have_begun(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, open_run, run_worker
 ):
     """Its calls are unknown, because a worker makes them; the run can be followed, and then has their tokens."""
     plaid.fail(Fault(path=CREATE, latency=0.5))
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         batch = client.relay.create_many(creation_requests(report, 2), task_queue=queue)
         running = asyncio.ensure_future(batch)
         await wait_for_requests(plaid, 2)
@@ -376,11 +347,9 @@ async def test_an_abandoned_batch_does_not_know_what_workers_have_begun(
     assert len(plaid.ledger) == 2
 
 
-async def test_an_abandoned_batch_leaves_its_calls_on_the_queue(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_an_abandoned_batch_leaves_its_calls_on_the_queue(client, plaid, report, open_run, run_worker):
     """A process that follows a run can be left, and workers that start later make its calls."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         await queue.submit(client, creation_requests(report, 2))
         following = queue.follow(client)
         running = asyncio.ensure_future(following)
@@ -388,23 +357,20 @@ async def test_an_abandoned_batch_leaves_its_calls_on_the_queue(
         await asyncio.sleep(0.1)
         following.abandon()
         abandoned = await running
-    async with running_worker(temporal_client, task_queue, client, journal_url):
+    async with run_worker():
         await wait_until_async(lambda: len(plaid.ledger) == 2)
     assert abandoned.counts == {"unknown": 2}
 
 
 async def test_an_outcome_that_arrives_together_with_the_end_is_kept(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, open_run, run_worker
 ):
     """A batch that stops after a call has ended, and before it has noticed that, has the outcome of the call."""
 
     def running_call():
         return next((task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)), None)
 
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
         await wait_until_async(running_call)
@@ -447,15 +413,10 @@ async def test_a_call_that_is_stopped_while_it_is_added_to_the_queue_is_taken_of
     assert remaining == 0
 
 
-async def test_a_drain_is_ended_by_abandoning_the_batch(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_a_drain_is_ended_by_abandoning_the_batch(client, plaid, report, open_run, run_worker):
     """A call that a worker has begun and that isn't waited for is unknown."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
         await wait_for_requests(plaid, 1)
@@ -471,18 +432,15 @@ async def test_a_drain_is_ended_by_abandoning_the_batch(
 
 
 async def test_a_run_is_submitted_in_one_process_and_followed_in_another(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, open_run, run_worker
 ):
     """Each call is added to the queue once, and the outcomes are those of a batch."""
     requests = [*creation_requests(report, 5)]
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         first = await queue.submit(client, requests[:3])
         second = await queue.submit(client, requests)
         status = await journal.status("x")
-    async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-        running_worker(temporal_client, task_queue, client, journal_url),
-    ):
+    async with open_run() as (queue, _), run_worker():
         result = await queue.follow(client)
         third = await queue.submit(client, requests)
     assert (first.started, first.pending, first.recorded) == (3, 0, 0)
@@ -495,12 +453,10 @@ async def test_a_run_is_submitted_in_one_process_and_followed_in_another(
     ]
 
 
-async def test_only_what_was_submitted_is_followed(
-    client, report, temporal_client, task_queue, journal_url, worker
-):
+async def test_only_what_was_submitted_is_followed(client, report, journal_url, worker, open_run):
     """The request of a pair that was created in another way can't be read, and the journal has its outcome."""
     await create_in_run(client, report, journal_url, "x", 2)
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         await queue.submit(client, creation_requests(report, 3))
         result = await queue.follow(client)
         status = await journal.status("x")
@@ -509,7 +465,7 @@ async def test_only_what_was_submitted_is_followed(
 
 
 async def test_an_outcome_that_is_recorded_during_a_submission_counts_as_recorded(
-    client, plaid, report, temporal_client, task_queue, journal_url, worker
+    client, plaid, report, temporal_client, task_queue, worker, open_run
 ):
     """Another process may have made the call between the look-up of a pair and the start of its activity."""
 
@@ -524,11 +480,11 @@ async def test_an_outcome_that_is_recorded_during_a_submission_counts_as_recorde
 
         async def acquire_recorder(self, request, context):
             recorder = await self.journal.acquire_recorder(request, context)
-            async with open_queue(temporal_client, task_queue, journal_url) as (other, _):
+            async with open_run() as (other, _):
                 await client.relay.create_many([request], task_queue=other)
             return recorder
 
-    async with open_queue(temporal_client, task_queue, journal_url) as (_, journal):
+    async with open_run() as (_, journal):
         queue = TaskQueue(temporal_client, task_queue, journal=SlowJournal(journal))
         submitted = await queue.submit(client, creation_requests(report, 1))
     assert (submitted.started, submitted.pending, submitted.recorded) == (0, 0, 1)
@@ -561,27 +517,23 @@ async def test_the_error_of_a_missing_search_attribute_names_it(
     assert created.counts == {"created": 1}
 
 
-async def test_many_new_pairs_are_submitted_without_a_look_up_of_each(
-    client, report, temporal_client, task_queue, journal_url
-):
+async def test_many_new_pairs_are_submitted_without_a_look_up_of_each(client, report, open_run):
     """A pair that the journal has assumed to be new, without a look-up, is submitted all the same."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         submitted = await queue.submit(client, creation_requests(report, 105), concurrency=3)
         status = await journal.status("x")
     assert submitted.started == 105
     assert status.counts == {"not_attempted": 105}
 
 
-async def test_a_cancelled_run_is_not_created_by_workers(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_a_cancelled_run_is_not_created_by_workers(client, plaid, report, open_run, run_worker):
     """Calls that are taken off the queue stay off it until the requests are submitted again."""
     requests = [*creation_requests(report, 3)]
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         await queue.submit(client, requests)
         cancelled = await queue.cancel()
         remaining = await queue.cancel()
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             await asyncio.sleep(0.5)
             sent = len(plaid.requests)
             again = await queue.submit(client, requests)
@@ -591,17 +543,12 @@ async def test_a_cancelled_run_is_not_created_by_workers(
 
 
 @REPETITIONS
-async def test_a_repetition_is_cancelled(
-    client, plaid, report, temporal_client, task_queue, journal_url, fault, setting, kind
-):
+async def test_a_repetition_is_cancelled(client, plaid, report, fault, setting, kind, open_run, run_worker):
     """A creation that is queued again, with the permission of the journal, keeps its recorded outcome."""
     plaid.fail(fault)
-    async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-    ):
+    async with run_worker(), open_run() as (queue, _):
         await create_on_queue(queue, client, report, 1)
-    async with open_queue(temporal_client, task_queue, journal_url, **{setting: True}) as (queue, journal):
+    async with open_run(**{setting: True}) as (queue, journal):
         submitted = await queue.submit(client, creation_requests(report, 1))
         cancelled = await queue.cancel()
         status = await journal.status("x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import pytest
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
@@ -15,6 +14,7 @@ from temporal_support import (
     open_queue,
     pair_of,
     running_worker,
+    start_create,
     wait_for_requests,
 )
 from temporalio import activity
@@ -99,13 +99,8 @@ async def test_payloads_under_another_key_are_refused(
 async def test_a_task_of_a_later_release_is_refused(plaid, client, temporal_client, task_queue, journal_url):
     """The error names the version of the task and what to do."""
     async with running_worker(temporal_client, task_queue, client, journal_url):
-        handle = await temporal_client.start_activity(
-            "plaid_relay.create",
-            {"version": 2, "task": "of tomorrow"},
-            id=task_queue,
-            task_queue=task_queue,
-            start_to_close_timeout=timedelta(seconds=LONG),
-        )
+        task = {"version": 2, "task": "of tomorrow"}
+        handle = await start_create(temporal_client, task_queue, task)
         with pytest.raises(ActivityFailureError) as raised:
             await handle.result()
     assert raised.value.cause.type == "ConfigurationError"

@@ -213,6 +213,10 @@ class TemporalOptions:
             raise UsageError("--temporal-plaintext: can't be used with an API key or another setting of TLS")
         if profile.api_key is not None and not encrypted:
             raise UsageError("--temporal-api-key-file: an API key requires TLS, which TEMPORAL_TLS disables")
+        if not encrypted and "authorization" in map(str.lower, profile.grpc_meta):
+            raise UsageError(
+                "TEMPORAL_GRPC_META_AUTHORIZATION: a credential requires TLS; use --temporal-tls"
+            )
         if not encrypted and not self.temporal_plaintext and not is_loopback(match[1].strip("[]")):
             raise UsageError(
                 "--temporal: a connection to another machine requires TLS; use --temporal-tls, or "

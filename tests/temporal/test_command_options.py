@@ -60,6 +60,7 @@ TLS = "--temporal-tls"
         (["--task-queue", "q"], {"TEMPORAL_ADDRESS": "127.0.0.1"}, "--temporal: must be HOST:PORT"),
         (["--task-queue", "q", "--temporal", "10.0.0.1:7233"], {}, "requires TLS; use --temporal-tls, or"),
         ([*LOCAL, "--temporal-plaintext", TLS], {}, "--temporal-plaintext: can't be used with"),
+        (LOCAL, {"TEMPORAL_GRPC_META_AUTHORIZATION": CANARY}, "a credential requires TLS"),
         (
             [*LOCAL, "--temporal-plaintext"],
             {"TEMPORAL_API_KEY": CANARY},

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import traceback
 from datetime import timedelta
 
 import pytest
 from attrs import define
+from canaries import REPORT_TOKEN, assert_error_is_clean, package_frames
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
 from support import CREATE, OWNER, QUICK
 from temporal_support import (
     LONG,
@@ -21,6 +26,7 @@ from temporal_support import (
 from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
+from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker as ActivityWorker
@@ -147,6 +153,31 @@ async def test_a_worker_ends_with_an_error_if_its_namespace_does_not_exist(
         await Worker(temporal, task_queue, client, journal_url, key=KEY).run()
 
 
+async def test_a_worker_says_that_it_has_started(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """`on_started` is called once the journal is checked, and then the worker makes calls."""
+    started = asyncio.Event()
+    worker = Worker(temporal_client, task_queue, client, journal_url, key=KEY)
+    running = asyncio.create_task(worker.run(on_started=started.set))
+    await asyncio.wait_for(started.wait(), LONG)
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        assert (await create_on_queue(queue, client, report, 1)).counts == {"created": 1}
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_worker_without_a_journal_does_not_start(client, temporal_client, task_queue):
+    """It ends with an error, and `on_started` isn't called."""
+    started = asyncio.Event()
+    url = "postgresql://user@127.0.0.1:1/none"
+    worker = Worker(temporal_client, task_queue, client, url, key=KEY, lease=0.2)
+    with pytest.raises(JournalError):
+        await worker.run(on_started=started.set)
+    assert not started.is_set()
+
+
 # ------------------------------------------------------------------------------------ journals of a worker
 
 
@@ -207,6 +238,112 @@ async def test_the_journals_of_runs_that_have_ended_are_closed(
     remaining = await postgres.execute(OPEN_JOURNALS)
     assert (len(journals), remaining) == (8, [])
     assert len(plaid.ledger) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_the_tokens_of_a_run_can_be_forgotten_while_a_worker_is_idle(
+    client, report, temporal_client, task_queue, journal_url, postgres
+):
+    """A minute after its last call of the run, the worker has closed the journal, and runs on."""
+    async with (
+        running_worker(temporal_client, task_queue, client, journal_url),
+        Journal(journal_url, run="other", key=KEY) as journal,
+    ):
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+            await create_on_queue(queue, client, report, 3)
+        with pytest.raises(JournalError, match="a process is working on the run"):
+            await journal.forget("x")
+        async with asyncio.timeout(90):
+            while await postgres.execute(OPEN_JOURNALS):
+                await asyncio.sleep(0.5)
+        forgotten = await journal.forget("x")
+        async with open_queue(temporal_client, task_queue, journal_url, "y", on_existing="create") as (
+            queue,
+            _,
+        ):
+            result = await create_on_queue(queue, client, report, 3)
+    assert forgotten == 3
+    assert result.counts == {"created": 3}
+
+
+# ------------------------------------------------------------------------ calls that a worker can't make
+
+
+def failures_of_activities(log):
+    """Return the failures of activities that temporalio has logged."""
+    errors = [each.exc_info[1] for each in log.get_records("call") if each.exc_info]
+    return [each for each in errors if isinstance(each, ApplicationError)]
+
+
+async def failed_activity(queue, journal, client, report):
+    """Submit a call, and return the failure of its activity."""
+    await queue.submit(client, creation_requests(report, 1))
+    with pytest.raises(ActivityFailureError) as raised:
+        await activity_handle(queue, await pair_of(journal)).result()
+    return raised.value.cause
+
+
+async def test_an_unexpected_error_is_logged_and_named(
+    plaid, client, temporal_client, task_queue, journal_url, every_log
+):
+    """The worker's log has its traceback; the failure has only its class, and neither has a report token."""
+    engine = create_async_engine(journal_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def break_down(*_):
+        raise LookupError("a bug of a hook")
+
+    async with (
+        running_worker(temporal_client, task_queue, client, engine),
+        open_queue(temporal_client, task_queue, journal_url, "started") as (other_queue, _),
+    ):
+        await create_on_queue(other_queue, client, plaid.add_report(), 1)
+        event.listen(engine.sync_engine, "before_cursor_execute", break_down)
+        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+            failure = await failed_activity(queue, journal, client, plaid.add_report(REPORT_TOKEN))
+        event.remove(engine.sync_engine, "before_cursor_execute", break_down)
+    await engine.dispose()
+    assert (failure.type, failure.message) == ("LookupError", "unexpected error: LookupError")
+    (record,) = [each for each in every_log.records if each.name == "plaid_relay_async.temporal"]
+    error = record.exc_info[1]
+    assert (record.levelname, str(error)) == ("ERROR", "a bug of a hook")
+    assert "_make_call" in package_frames(error)
+    assert "break_down" in "".join(traceback.format_exception(error))
+    assert_error_is_clean(error)
+    for each in failures_of_activities(every_log):
+        assert_error_is_clean(each)
+    assert len(plaid.requests) == 1
+
+
+class WaitingLimiter:
+    """A rate limiter that never permits an attempt."""
+
+    def __init__(self):
+        self.waiting = asyncio.Event()
+
+    async def acquire(self, _endpoint):
+        self.waiting.set()
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_call_that_was_stopped_before_its_first_attempt_is_not_made(
+    plaid, client, report, temporal_client, task_queue, journal_url
+):
+    """If a program cancels its tasks, the failure tells the submitter to queue the call again."""
+    limiter = WaitingLimiter()
+    async with (
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=limiter) as worker_client,
+        running_worker(temporal_client, task_queue, worker_client, journal_url),
+        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
+    ):
+        failing = asyncio.create_task(failed_activity(queue, journal, client, report))
+        await limiter.waiting.wait()
+        (batch,) = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Batch._run"]
+        batch.cancel()
+        failure = await failing
+    assert failure.type == "CallNotMadeError"
+    assert failure.message == "the worker was stopped before it could make the call"
+    assert not plaid.requests
 
 
 # --------------------------------------------------------------------------------------- the end of a worker
@@ -354,9 +491,12 @@ async def test_a_token_that_the_journal_does_not_have_is_found_in_the_result(
 
 
 async def test_an_intent_that_is_recorded_too_late_is_undone(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres, every_log
 ):
-    """Once its activity has timed out, a worker sends nothing; a later activity makes the call."""
+    """Once its activity has timed out, a worker sends nothing; a later activity makes the call.
+
+    The error says what to check, because a worker whose clock is fast would make no call. The journal is kept.
+    """
     async with open_queue(temporal_client, task_queue, journal_url, start_to_close=1.0) as (queue, journal):
         await queue.submit(client, creation_requests(report, 1))
         handle = activity_handle(queue, await pair_of(journal))
@@ -367,10 +507,19 @@ async def test_an_intent_that_is_recorded_too_late_is_undone(
                     await handle.result()
                 sent = len(plaid.requests)
             result = await create_on_queue(queue, client, report, 1)
+            open_journals = await postgres.execute(OPEN_JOURNALS)
     assert isinstance(raised.value.cause, TemporalTimeoutError)
     assert sent == 0
     assert result.counts == {"created": 1}
     assert len(plaid.requests) == 1
+    (failure,) = failures_of_activities(every_log)
+    assert failure.type == "CallNotMadeError"
+    assert re.fullmatch(
+        r"the activity had timed out \d+\.\d s before the attempt could start; are the clocks of the worker "
+        r"and of the Temporal server synchronized\?",
+        failure.message,
+    )
+    assert len(open_journals) == 2  # the submitter's and the worker's
 
 
 async def test_a_token_that_the_journal_does_not_have_is_unknown(

@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async.config import RetryPolicy, check_count
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, is_ordinary_error
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.redaction import ExpectedError, Hidden
 from plaid_relay_async.temporal.journals import OpenJournals
@@ -221,9 +221,7 @@ class Worker:
                 await batch
         except BatchStoppedError as batch_error:
             error = batch_error.__cause__
-        except BaseException as own_error:
-            if not is_ordinary_error(own_error):
-                raise
+        except Exception as own_error:  # noqa: BLE001  # the submitter must receive its class
             error = own_error
         if not isinstance(error, ExpectedError | None):
             _logger.error("an activity raised an unexpected error", exc_info=error)

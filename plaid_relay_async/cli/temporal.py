@@ -23,6 +23,7 @@ from plaid_relay_async.cli.journal_options import (  # cyclopts reads them at ru
     run_query,
 )
 from plaid_relay_async.cli.logs import JSONFormatter, LogHandler, print_message, writes_json
+from plaid_relay_async.cli.logs import handler as package_handler
 from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
@@ -31,6 +32,7 @@ from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
 from plaid_relay_async.errors import NotSentError
+from plaid_relay_async.telemetry import PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -161,6 +163,8 @@ def worker(
 
     They need the journal, the keys and the Plaid credentials of the runs.
 
+    A call ends after a minute, even if --timeout is longer.
+
     The first signal waits for the calls in flight, for a minute at most; a second one abandons them.
     """
     journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
@@ -171,9 +175,7 @@ def worker(
         from plaid_relay_async.temporal import Worker
         from plaid_relay_async.temporal.rates import SharedRate
 
-        # A journal that can't be used is reported now, and not with the first call.
-        async with journal:
-            temporal = await connection.open()
+        temporal = await connection.open()
         shared = SharedRate(temporal, connection.task_queue)
         client = client_options.build_client(concurrency, rate_limiter=shared, on_attempt=shared.on_attempt)
         async with client:
@@ -187,12 +189,15 @@ def worker(
                 concurrency=concurrency,
                 lease=lease,
             )
-            sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
-            sys.stdout.flush()
+
+            def print_address() -> None:
+                sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
+                sys.stdout.flush()
+
             sharing_task = asyncio.ensure_future(shared.run())
             try:
                 with _log_to_stderr():
-                    return await run_until_signal(temporal_worker.run(), signals)
+                    return await run_until_signal(temporal_worker.run(on_started=print_address), signals)
             finally:
                 sharing_task.cancel()
                 await asyncio.wait([sharing_task])
@@ -208,7 +213,8 @@ class _ShortFormatter(logging.Formatter):
 
 
 def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
-    """Print the warnings that temporalio logs, such as the reason for which an activity has failed."""
+    """Print warnings: of temporalio, such as why an activity has failed, and those of this package."""
+    PACKAGE.addHandler(package_handler)  # until `restored_logs` ends
     handler = LogHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(JSONFormatter() if writes_json() else _ShortFormatter())

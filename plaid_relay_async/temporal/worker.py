@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import time
-from collections import OrderedDict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, evolve, field
+from attrs import define, evolve, field
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async.config import RetryPolicy, check_count
-from plaid_relay_async.errors import BatchStoppedError, ConfigurationError, JournalError, PlaidRelayError
+from plaid_relay_async.errors import BatchStoppedError, ConfigurationError
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.journal.recording import IntentKey
+from plaid_relay_async.redaction import ExpectedError, Hidden
+from plaid_relay_async.temporal.journals import OpenJournals
 from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import (
     CREATE_ACTIVITY,
@@ -28,19 +29,20 @@ from plaid_relay_async.temporal.tasks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
     from temporalio.client import Client
 
-    from plaid_relay_async.batch import CallContext
+    from plaid_relay_async.batch import Batch, CallContext
     from plaid_relay_async.client import RelayClient
-    from plaid_relay_async.journal.journal import JournalSettings
 
-# A run has a journal for each combination of settings. Each one has its own connections.
-_MAX_IDLE_JOURNALS: Final = 8
-_FLUSH_SECONDS: Final = 1.0  # between two attempts to record what couldn't be recorded
+_logger = logging.getLogger("plaid_relay_async.temporal")
+
+
+class CallNotMadeError(ExpectedError):
+    """A worker has made no attempt of a call, and the same or another worker may make it."""
 
 
 @define(eq=False, repr=False)
@@ -64,11 +66,14 @@ class _CheckedRecorder:
         """Record the intent; see `CallRecorder`. It is undone if this raises.
 
         Raises:
-            JournalError: the activity has timed out.
+            CallNotMadeError: the activity has timed out.
         """
         await self.recorder.record_intent()
-        if time.time() >= self.deadline:
-            raise JournalError("the activity has timed out, so no attempt was started")
+        if (late := time.time() - self.deadline) >= 0:
+            raise CallNotMadeError(
+                f"the activity had timed out {late:.1f} s before the attempt could start; are the clocks of "
+                "the worker and of the Temporal server synchronized?"
+            )
 
 
 @define(eq=False, repr=False)
@@ -123,25 +128,6 @@ class _TaskJournal:
         return _CheckedRecorder(recorder, self.deadline)
 
 
-@define(eq=False, repr=False)
-class _OpenJournal:
-    """A journal that is opened by the first of the calls that use it.
-
-    Attributes:
-        journal: the journal.
-        users: the number of calls that use it.
-        is_open: whether it is open.
-        failed: whether it couldn't be opened, read or written.
-        lock: held while it is opened.
-    """
-
-    journal: Journal
-    users: int = 0
-    is_open: bool = False
-    failed: bool = False
-    lock: asyncio.Lock = field(factory=asyncio.Lock, init=False)
-
-
 class Worker:
     """Makes the calls of a task queue of Temporal; several workers may share a queue.
 
@@ -180,21 +166,18 @@ class Worker:
         self._temporal = temporal
         self._task_queue = task_queue
         self._client = client
-        self._journal_url = journal_url
-        self._journal_options: dict[str, Any] = {"key": key, "namespace": namespace, "lease": lease}
+        self._journals = OpenJournals(journal_url, key=key, namespace=namespace, lease=lease)
         self._concurrency = concurrency
         self._retry = retry or RetryPolicy()
-        self._journals: OrderedDict[JournalSettings, _OpenJournal] = OrderedDict()
-        self._closing: set[asyncio.Task[None]] = set()
-        # The arguments are checked now, and not by the first task.
-        if Journal(journal_url, **self._journal_options).path is not None:
-            raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
 
-    async def run(self) -> None:
+    async def run(self, *, on_started: Callable[[], object] | None = None) -> None:
         """Make calls until the task is cancelled; then drain.
 
         A drain accepts no further activity, and waits for the calls in flight. A second cancellation
         abandons them.
+
+        Args:
+            on_started: called without arguments once the journal is checked and the worker accepts calls.
 
         Raises:
             ConfigurationError: the key of the journal doesn't match.
@@ -202,125 +185,91 @@ class Worker:
             RuntimeError: Temporal rejects the worker.
         """
         # A worker that can't use the journal fails now, and not with each task.
-        async with Journal(self._journal_url, **self._journal_options):
-            pass
+        await self._journals.check()
         worker = ActivityWorker(
             self._temporal,
             task_queue=self._task_queue,
-            activities=[self._create, self._remove],
+            activities=[self._activity(name) for name in (CREATE_ACTIVITY, REMOVE_ACTIVITY)],
             max_concurrent_activities=self._concurrency,
             graceful_shutdown_timeout=timedelta(days=1),
         )
         try:
             async with worker:
+                if on_started is not None:
+                    on_started()
                 await asyncio.get_running_loop().create_future()
         finally:
-            for task in self._closing:
-                task.cancel()
-            for open_journal in self._journals.values():
-                await open_journal.journal.close()
-            self._journals.clear()
-            await asyncio.gather(*self._closing, return_exceptions=True)
+            await self._journals.close()
 
-    @activity.defn(name=CREATE_ACTIVITY)
-    async def _create(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return await self._make_call(payload)
+    def _activity(self, name: str) -> Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]:
+        @activity.defn(name=name)
+        async def make_call(payload: dict[str, Any]) -> dict[str, Any]:
+            hidden = Hidden(payload)
+            del payload  # a traceback with locals would show its report tokens
+            return await self._make_call(hidden)
 
-    @activity.defn(name=REMOVE_ACTIVITY)
-    async def _remove(self, payload: dict[str, Any]) -> dict[str, Any]:
-        return await self._make_call(payload)
+        return make_call
 
-    async def _make_call(self, payload: dict[str, Any]) -> dict[str, Any]:
+    async def _make_call(self, payload: Hidden[dict[str, Any]]) -> dict[str, Any]:
         """Make the call of an activity, and return its result.
 
         Raises:
-            ApplicationError: nothing was executed.
+            ApplicationError: nothing was executed; see `_failure`.
         """
         info = activity.info()
         limit = (info.start_to_close_timeout or timedelta.max).total_seconds()
-        relay, result = self._client.relay, None
+        journal: _TaskJournal | None = None
+        batch: Batch[Any, Any] | None = None
         error: BaseException | None = None
         try:
-            task = Task.from_payload(info.activity_type, payload)
-            async with self._open_journal(task.settings) as open_journal:
-                create_batch: Any = (
-                    relay.create_many if task.activity == CREATE_ACTIVITY else relay.remove_many
-                )
-                journal = _TaskJournal(open_journal.journal, task, info.started_time.timestamp() + limit)
-                batch = create_batch(
-                    [task.request],
-                    journal=journal,
-                    concurrency=1,
-                    timeout=min(limit / 2, self._client.call_context().max_request_seconds or limit),
-                    retry=evolve(self._retry, max_pause=min(self._retry.max_pause, limit / 2)),
-                )
-                try:
-                    await batch
-                except BatchStoppedError as batch_error:
-                    error = batch_error.__cause__
-                    open_journal.failed = open_journal.failed or isinstance(error, JournalError)
-                for outcome in (*batch.result.succeeded, *batch.result.failed, *batch.result.unknown):
-                    result = TaskResult.of(outcome, journal.intent_key)
-        except (ConfigurationError, JournalError) as own_error:
+            task = Task.from_payload(info.activity_type, payload.reveal())
+            async with self._journals.use(task.settings) as open_journal:
+                journal = _TaskJournal(open_journal, task, info.started_time.timestamp() + limit)
+                batch = self._create_batch(journal, limit)
+                await batch
+        except BatchStoppedError as batch_error:
+            error = batch_error.__cause__
+        except Exception as own_error:  # noqa: BLE001  # the submitter must receive its class
             error = own_error
-        if result is not None:
-            return result.to_payload()
-        # The message is encrypted, and has no secret.
-        message = str(error.args[0]) if isinstance(error, PlaidRelayError) else "the call wasn't made"
-        raise ApplicationError(message, type=type(error).__name__, non_retryable=True)
+        if not isinstance(error, ExpectedError | None):
+            _logger.error("an activity raised an unexpected error", exc_info=error)
+        if journal is not None and batch is not None:
+            result = batch.result
+            for outcome in (*result.succeeded, *result.failed, *result.unknown):
+                return TaskResult.of(outcome, journal.intent_key).to_payload()
+        raise _failure(error)
 
-    @contextlib.asynccontextmanager
-    async def _open_journal(self, settings: JournalSettings) -> AsyncIterator[_OpenJournal]:
-        """Open the journal of a run, or use the one that is open.
+    def _create_batch(self, journal: _TaskJournal, limit: float) -> Batch[Any, Any]:
+        """Return the batch that makes the call of a task.
 
-        A journal that has failed is replaced, because its lease may have expired.
+        Args:
+            journal: the journal of the task.
+            limit: the seconds after which the activity times out. Half of them are for the call.
         """
-        open_journal = self._journals.get(settings)
-        if open_journal is None:
-            journal = Journal(self._journal_url, **asdict(settings), **self._journal_options)
-            open_journal = self._journals[settings] = _OpenJournal(journal)
-        self._journals.move_to_end(settings)
-        open_journal.users += 1
-        try:
-            async with open_journal.lock:
-                if not open_journal.is_open:
-                    await open_journal.journal.open()
-                    open_journal.is_open = True
-            yield open_journal
-        except JournalError:
-            open_journal.failed = True
-            raise
-        finally:
-            open_journal.users -= 1
-            await self._close_unused(settings, open_journal)
-
-    async def _close_unused(self, settings: JournalSettings, open_journal: _OpenJournal) -> None:
-        """Close a journal that has failed, and those of the runs that were used least recently."""
-        unused = []
-        if open_journal.failed:
-            if self._journals.get(settings) is open_journal:
-                del self._journals[settings]
-            if not open_journal.users:
-                task = asyncio.create_task(_close_when_written(open_journal))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-        for key, other in list(self._journals.items()):
-            if len(self._journals) > _MAX_IDLE_JOURNALS and not other.users:
-                unused.append(self._journals.pop(key))
-        for unused_journal in unused:
-            await unused_journal.journal.close()
+        relay = self._client.relay
+        is_creation = journal.task.activity == CREATE_ACTIVITY
+        create_batch: Any = relay.create_many if is_creation else relay.remove_many
+        batch: Batch[Any, Any] = create_batch(
+            [journal.task.request],
+            journal=journal,
+            concurrency=1,
+            timeout=min(limit / 2, self._client.call_context().max_request_seconds or limit),
+            retry=evolve(self._retry, max_pause=min(self._retry.max_pause, limit / 2)),
+        )
+        return batch
 
 
-async def _close_when_written(open_journal: _OpenJournal) -> None:
-    """Close a journal that has failed, once it has recorded the outcomes of its calls.
+def _failure(error: BaseException | None) -> ApplicationError:
+    """Return the failure of an activity without an outcome.
 
-    If the activity of such a call had timed out by then, no other process has its token.
+    Its type is the class of the error: the submitter queues a call again after a `JournalError` or a
+    `CallNotMadeError`, and stops after any other one. The message has nothing of the request.
+
+    Args:
+        error: the error; `None` if the batch was stopped, because the worker is ending.
     """
-    try:
-        while open_journal.is_open:
-            with contextlib.suppress(JournalError):
-                await open_journal.journal.flush()
-                break
-            await asyncio.sleep(_FLUSH_SECONDS)
-    finally:
-        await open_journal.journal.close()
+    if error is None:
+        error = CallNotMadeError("the worker was stopped before it could make the call")
+    expected = isinstance(error, ExpectedError)
+    message = str(error.args[0]) if expected else f"unexpected error: {type(error).__name__}"
+    return ApplicationError(message, type=type(error).__name__, non_retryable=True)

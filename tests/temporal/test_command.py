@@ -9,16 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE
-from temporal_support import COMMAND, stop_worker
+from temporal_support import COMMAND, REPORT, stop_worker
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
-from temporalio.client import Client
+from temporalio.client import ActivityFailureError, Client
 
 from plaid_relay_async.simulator import Fault
+from plaid_relay_async.temporal import data_converter
 
 
 def lines_of(path):
@@ -151,6 +154,35 @@ def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch)
     assert status == 0
     assert "the task is from another journal or for another lender than this worker's" in err
     assert "Traceback" not in err
+
+
+def test_a_worker_with_an_unexpected_error(simulator, start_worker, temporal_server, task_queue):
+    """The worker prints its traceback, and runs on."""
+    options = {"on_existing": "reuse", "retry_unknown": False, "retry_failed": False}
+    task = {
+        "version": 1,
+        "request": json.dumps({"report_tokens": [REPORT], "secondary_client_id": "p"}),
+        "name": "n",
+        "settings": {"run": ["a list, by mistake"], **options},
+        "in_doubt": None,
+    }
+
+    async def make_call():
+        client = await Client.connect(temporal_server.address, data_converter=data_converter(KEY))
+        limit = timedelta(seconds=60)
+        await client.execute_activity(
+            "plaid_relay.create", task, id=task_queue, task_queue=task_queue, start_to_close_timeout=limit
+        )
+
+    worker = start_worker()
+    with pytest.raises(ActivityFailureError):
+        asyncio.run(make_call())
+    status, err = stop_worker(worker)
+    assert (status, len(simulator.requests)) == (0, 0)
+    assert "an activity raised an unexpected error\nTraceback (most recent call last):\n" in err
+    assert "TypeError: unhashable type: 'list'" in err
+    assert "ApplicationError: TypeError: unexpected error: TypeError" in err
+    assert REPORT not in err
 
 
 def test_an_unknown_namespace(simulator, bulk, run, task_queue):

@@ -59,11 +59,11 @@ async def worker_with_a_role(postgres, temporal_client, task_queue, client, jour
     ids=["created", "unknown", "failed"],
 )
 async def test_the_submitter_records_what_a_worker_cannot_record(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres, effect, kind
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres, effect, kind, open_run
 ):
     """The outcome is journalled, as if the worker had recorded it."""
     plaid.fail(Fault(path=CREATE, latency=1.0, **effect))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         await queue.submit(client, [])
         async with worker_with_a_role(postgres, temporal_client, task_queue, client, journal_url):
             running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
@@ -82,12 +82,12 @@ async def test_the_submitter_records_what_a_worker_cannot_record(
 
 
 async def test_a_token_that_no_process_can_record_is_delivered(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, postgres, open_run, run_worker
 ):
     """The batch stops, as with every journal that fails; the journal records the token if it works again."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
-        async with running_worker(temporal_client, task_queue, client, journal_url, lease=1.0):
+    async with open_run() as (queue, journal):
+        async with run_worker(lease=1.0):
             running = asyncio.ensure_future(create_on_queue(queue, client, report, 2))
             await wait_for_requests(plaid, 2)
             await postgres.execute(BREAK)
@@ -106,12 +106,21 @@ async def test_a_token_that_no_process_can_record_is_delivered(
 
 
 async def test_the_next_run_records_what_only_the_results_of_activities_have(
-    client, plaid, report, temporal_server, temporal_client, task_queue, journal_url, postgres
+    client,
+    plaid,
+    report,
+    temporal_server,
+    temporal_client,
+    task_queue,
+    journal_url,
+    postgres,
+    open_run,
+    run_worker,
 ):
     """It needs the same key. After that, the journal alone prevents a second token."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
-        async with running_worker(temporal_client, task_queue, client, journal_url, lease=1.0):
+    async with open_run() as (queue, _):
+        async with run_worker(lease=1.0):
             await queue.submit(client, creation_requests(report, 1))
             await wait_for_requests(plaid, 1)
             await postgres.execute(BREAK)
@@ -121,7 +130,7 @@ async def test_the_next_run_records_what_only_the_results_of_activities_have(
     async with open_queue(other, task_queue, journal_url) as (queue, _):
         with pytest.raises(BatchStoppedError) as raised:
             await create_on_queue(queue, client, report, 1)
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         before = await read_records(journal, "x")
         result = await create_on_queue(queue, client, report, 1)
         (record,) = await read_records(journal, "x")
@@ -129,7 +138,7 @@ async def test_the_next_run_records_what_only_the_results_of_activities_have(
         await temporal_client.workflow_service.delete_activity_execution(
             DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
         )
-    async with open_queue(temporal_client, task_queue, journal_url, retry_unknown=True) as (queue, _):
+    async with open_run(retry_unknown=True) as (queue, _):
         again = await create_on_queue(queue, client, report, 1)
     (token,) = [each["relay_token"] for each in plaid.ledger]
     assert isinstance(raised.value.__cause__, ConfigurationError)
@@ -141,11 +150,11 @@ async def test_the_next_run_records_what_only_the_results_of_activities_have(
 
 
 async def test_a_token_of_a_forgotten_pair_is_delivered_unrecorded(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres, open_run
 ):
     """Its row isn't in doubt any more, so the outcome says that the journal doesn't have the token."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         await queue.submit(client, [])
         async with worker_with_a_role(postgres, temporal_client, task_queue, client, journal_url):
             running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
@@ -173,12 +182,12 @@ def failing_worker(temporal_client, task_queue, error):
 
 
 async def test_an_unexpected_error_of_a_worker_stops_the_run(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, task_queue, open_run
 ):
     """The calls aren't queued again without end. The journal shows that no creation was attempted."""
     error = ApplicationError("unexpected error: TypeError", type="TypeError")
     async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
+        open_run() as (queue, journal),
         failing_worker(temporal_client, task_queue, error),
     ):
         created = await create_on_queue(queue, client, report, 5, concurrency=1)
@@ -194,15 +203,15 @@ async def test_an_unexpected_error_of_a_worker_stops_the_run(
 
 
 async def test_a_call_that_a_worker_did_not_make_is_queued_again(
-    client, plaid, report, temporal_client, task_queue, journal_url, caplog
+    client, plaid, report, temporal_client, task_queue, caplog, open_run, run_worker
 ):
     """One warning has the reason; another worker makes the calls."""
     error = ApplicationError("the journal can't be written", type="JournalError")
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         async with failing_worker(temporal_client, task_queue, error):
             running = asyncio.ensure_future(create_on_queue(queue, client, report, 3))
             await wait_until_async(lambda: caplog.records)
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             result = await running
     assert [each.getMessage() for each in caplog.records if each.name == "plaid_relay_async.temporal"] == [
         "a worker didn't make a call, which is queued again: the journal can't be written"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import traceback
 
 import pytest
+from canaries import REPORT_TOKEN, assert_error_is_clean, package_frames
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
 from support import CREATE, OWNER, QUICK
 from temporal_support import (
     LONG,
@@ -20,6 +25,7 @@ from temporal_support import (
 from temporalio import activity
 from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
+from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker as ActivityWorker
 
@@ -47,14 +53,14 @@ OPEN_JOURNALS = "SELECT 1 FROM relay_holders WHERE NOT ended"
 
 
 async def test_a_worker_of_another_lender_refuses_the_calls(
-    plaid, client, report, temporal_client, task_queue, journal_url
+    plaid, client, report, temporal_client, task_queue, journal_url, open_run
 ):
     """Each call fails with an error that names the cause; nothing is sent, and nothing is recorded."""
     other = Credentials("other-lender", "secret-of-the-owner")
     async with (
         RelayClient(other, base_url=plaid.url, retry=QUICK) as other_client,
         running_worker(temporal_client, task_queue, other_client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
+        open_run() as (queue, journal),
     ):
         result = await create_on_queue(queue, client, report, 5, concurrency=1)
         status = await journal.status("x")
@@ -66,13 +72,13 @@ async def test_a_worker_of_another_lender_refuses_the_calls(
 
 
 async def test_a_worker_with_another_journal_refuses_the_calls(
-    plaid, client, report, temporal_client, task_queue, journal_url, postgres
+    plaid, client, report, temporal_client, task_queue, journal_url, postgres, open_run
 ):
     """It computes other names for the same pairs and tokens."""
     await postgres.execute("DROP DATABASE IF EXISTS other", "CREATE DATABASE other")
     async with (
         running_worker(temporal_client, task_queue, client, journal_url.rpartition("/")[0] + "/other"),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        open_run() as (queue, _),
     ):
         created = await create_on_queue(queue, client, report, 1)
         removed = await client.relay.remove_many(["credit-relay-sandbox-1"], task_queue=queue)
@@ -81,12 +87,12 @@ async def test_a_worker_with_another_journal_refuses_the_calls(
 
 
 async def test_payloads_under_another_key_are_refused(
-    plaid, client, report, temporal_server, temporal_client, task_queue, journal_url
+    plaid, client, report, temporal_server, task_queue, journal_url, open_run
 ):
     """A worker with another key returns nothing that the submitter can decrypt, so the call is unknown."""
     other = await Client.connect(temporal_server.address, data_converter=data_converter(OTHER_KEY))
     async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        open_run() as (queue, _),
         running_worker(other, task_queue, client, journal_url),
     ):
         result = await create_on_queue(queue, client, report, 1)
@@ -96,9 +102,9 @@ async def test_payloads_under_another_key_are_refused(
     assert not plaid.requests
 
 
-async def test_a_task_of_a_later_release_is_refused(plaid, client, temporal_client, task_queue, journal_url):
+async def test_a_task_of_a_later_release_is_refused(plaid, temporal_client, task_queue, run_worker):
     """The error names the version of the task and what to do."""
-    async with running_worker(temporal_client, task_queue, client, journal_url):
+    async with run_worker():
         task = {"version": 2, "task": "of tomorrow"}
         handle = await start_create(temporal_client, task_queue, task)
         with pytest.raises(ActivityFailureError) as raised:
@@ -139,11 +145,36 @@ async def test_a_worker_ends_with_an_error_if_its_namespace_does_not_exist(
         await Worker(temporal, task_queue, client, journal_url, key=KEY).run()
 
 
+async def test_a_worker_says_that_it_has_started(
+    client, plaid, report, temporal_client, task_queue, journal_url, open_run
+):
+    """`on_started` is called once the journal is checked, and then the worker makes calls."""
+    started = asyncio.Event()
+    worker = Worker(temporal_client, task_queue, client, journal_url, key=KEY)
+    running = asyncio.create_task(worker.run(on_started=started.set))
+    await asyncio.wait_for(started.wait(), LONG)
+    async with open_run() as (queue, _):
+        assert (await create_on_queue(queue, client, report, 1)).counts == {"created": 1}
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_worker_without_a_journal_does_not_start(client, temporal_client, task_queue):
+    """It ends with an error, and `on_started` isn't called."""
+    started = asyncio.Event()
+    url = "postgresql://user@127.0.0.1:1/none"
+    worker = Worker(temporal_client, task_queue, client, url, key=KEY, lease=0.2)
+    with pytest.raises(JournalError):
+        await worker.run(on_started=started.set)
+    assert not started.is_set()
+
+
 # ------------------------------------------------------------------------------------ journals of a worker
 
 
 async def test_a_worker_that_cannot_open_the_journal_leaves_the_call_to_another_one(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres, open_run, run_worker
 ):
     """The call is repeated until a worker with a journal makes it, once."""
     await postgres.execute("DROP DATABASE IF EXISTS other", "CREATE DATABASE other")
@@ -153,13 +184,13 @@ async def test_a_worker_that_cannot_open_the_journal_leaves_the_call_to_another_
         async with open_queue(temporal_client, task_queue, other_url, "started") as (queue, _):
             await create_on_queue(queue, client, report, 1)
         await postgres.execute("ALTER DATABASE other ALLOW_CONNECTIONS false")
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        async with open_run() as (queue, journal):
             await queue.submit(client, creation_requests(report, 1))
             with pytest.raises(ActivityFailureError) as raised:
                 await activity_handle(queue, await pair_of(journal)).result()
     async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
-        running_worker(temporal_client, task_queue, client, journal_url),
+        open_run() as (queue, _),
+        run_worker(),
     ):
         result = await create_on_queue(queue, client, report, 1)
     assert raised.value.cause.type == "JournalError"
@@ -168,15 +199,15 @@ async def test_a_worker_that_cannot_open_the_journal_leaves_the_call_to_another_
 
 
 async def test_a_journal_whose_lease_has_expired_is_replaced(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, postgres, open_run, run_worker
 ):
     """The call whose intent it can't record is repeated, and then uses a journal with a new lease."""
-    async with running_worker(temporal_client, task_queue, client, journal_url):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with run_worker():
+        async with open_run() as (queue, _):
             await create_on_queue(queue, client, report, 1)
         # The journal of the submitter is closed, so the only lease is that of the worker.
         await postgres.execute("UPDATE relay_holders SET expires_at = expires_at - 3600")
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        async with open_run() as (queue, journal):
             result = await create_on_queue(queue, client, report, 3)
             status = await journal.status("x")
     assert result.counts == status.counts == {"created": 3}
@@ -184,14 +215,12 @@ async def test_a_journal_whose_lease_has_expired_is_replaced(
 
 
 async def test_the_journals_of_runs_that_have_ended_are_closed(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, postgres, open_run, run_worker
 ):
     """A worker keeps the journals of a few runs open, and closes them all at its end."""
-    async with running_worker(temporal_client, task_queue, client, journal_url):
+    async with run_worker():
         for number in range(10):
-            async with open_queue(
-                temporal_client, task_queue, journal_url, f"run-{number}", on_existing="create"
-            ) as (queue, _):
+            async with open_run(f"run-{number}", on_existing="create") as (queue, _):
                 assert (await create_on_queue(queue, client, report, 1)).counts == {"created": 1}
         async with asyncio.timeout(LONG):
             while len(journals := await postgres.execute(OPEN_JOURNALS)) > 8:
@@ -201,18 +230,124 @@ async def test_the_journals_of_runs_that_have_ended_are_closed(
     assert len(plaid.ledger) == 10
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_the_tokens_of_a_run_can_be_forgotten_while_a_worker_is_idle(
+    client, report, journal_url, postgres, open_run, run_worker
+):
+    """A minute after its last call of the run, the worker has closed the journal, and runs on."""
+    async with (
+        run_worker(),
+        Journal(journal_url, run="other", key=KEY) as journal,
+    ):
+        async with open_run() as (queue, _):
+            await create_on_queue(queue, client, report, 3)
+        with pytest.raises(JournalError, match="a process is working on the run"):
+            await journal.forget("x")
+        async with asyncio.timeout(90):
+            while await postgres.execute(OPEN_JOURNALS):
+                await asyncio.sleep(0.5)
+        forgotten = await journal.forget("x")
+        async with open_run("y", on_existing="create") as (
+            queue,
+            _,
+        ):
+            result = await create_on_queue(queue, client, report, 3)
+    assert forgotten == 3
+    assert result.counts == {"created": 3}
+
+
+# ------------------------------------------------------------------------ calls that a worker can't make
+
+
+def failures_of_activities(log):
+    """Return the failures of activities that temporalio has logged."""
+    errors = [each.exc_info[1] for each in log.get_records("call") if each.exc_info]
+    return [each for each in errors if isinstance(each, ApplicationError)]
+
+
+async def failed_activity(queue, journal, client, report):
+    """Submit a call, and return the failure of its activity."""
+    await queue.submit(client, creation_requests(report, 1))
+    with pytest.raises(ActivityFailureError) as raised:
+        await activity_handle(queue, await pair_of(journal)).result()
+    return raised.value.cause
+
+
+async def test_an_unexpected_error_is_logged_and_named(
+    plaid, client, temporal_client, task_queue, journal_url, every_log, open_run
+):
+    """The worker's log has its traceback; the failure has only its class, and neither has a report token."""
+    engine = create_async_engine(journal_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def break_down(*_):
+        raise LookupError("a bug of a hook")
+
+    async with (
+        running_worker(temporal_client, task_queue, client, engine),
+        open_run("started") as (other_queue, _),
+    ):
+        await create_on_queue(other_queue, client, plaid.add_report(), 1)
+        event.listen(engine.sync_engine, "before_cursor_execute", break_down)
+        async with open_run() as (queue, journal):
+            failure = await failed_activity(queue, journal, client, plaid.add_report(REPORT_TOKEN))
+        event.remove(engine.sync_engine, "before_cursor_execute", break_down)
+    await engine.dispose()
+    assert (failure.type, failure.message) == ("LookupError", "unexpected error: LookupError")
+    (record,) = [each for each in every_log.records if each.name == "plaid_relay_async.temporal"]
+    error = record.exc_info[1]
+    assert (record.levelname, str(error)) == ("ERROR", "a bug of a hook")
+    assert "_make_call" in package_frames(error)
+    assert "break_down" in "".join(traceback.format_exception(error))
+    assert_error_is_clean(error)
+    for each in failures_of_activities(every_log):
+        assert_error_is_clean(each)
+    assert len(plaid.requests) == 1
+
+
+class WaitingLimiter:
+    """A rate limiter that never permits an attempt."""
+
+    def __init__(self):
+        self.waiting = asyncio.Event()
+
+    async def acquire(self, _endpoint):
+        self.waiting.set()
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_call_that_was_stopped_before_its_first_attempt_is_not_made(
+    plaid, client, report, temporal_client, task_queue, journal_url, open_run
+):
+    """If a program cancels its tasks, the failure tells the submitter to queue the call again."""
+    limiter = WaitingLimiter()
+    async with (
+        RelayClient(OWNER, base_url=plaid.url, rate_limiter=limiter) as worker_client,
+        running_worker(temporal_client, task_queue, worker_client, journal_url),
+        open_run() as (queue, journal),
+    ):
+        failing = asyncio.create_task(failed_activity(queue, journal, client, report))
+        await limiter.waiting.wait()
+        (batch,) = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Batch._run"]
+        batch.cancel()
+        failure = await failing
+    assert failure.type == "CallNotMadeError"
+    assert failure.message == "the worker was stopped before it could make the call"
+    assert not plaid.requests
+
+
 # --------------------------------------------------------------------------------------- the end of a worker
 
 
-async def test_a_worker_drains(client, plaid, report, temporal_client, task_queue, journal_url):
+async def test_a_worker_drains(client, plaid, report, open_run, run_worker):
     """The calls in flight end as usual, and another worker makes the others: none is lost, or made twice."""
     plaid.fail(Fault(path=CREATE, latency=0.5, times=4))
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 12))
-        async with running_worker(temporal_client, task_queue, client, journal_url, concurrency=4):
+        async with run_worker(concurrency=4):
             await wait_for_requests(plaid, 4)
         drained = len(plaid.ledger)
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             result = await running
     assert 4 <= drained <= 12
     assert {each.attempts for each in result.created} == {1}
@@ -220,13 +355,13 @@ async def test_a_worker_drains(client, plaid, report, temporal_client, task_queu
 
 
 async def test_a_second_cancellation_ends_a_worker_in_the_middle_of_a_call(
-    client, plaid, report, temporal_client, task_queue, journal_url
+    client, plaid, report, temporal_client, task_queue, journal_url, open_run
 ):
     """It ends without waiting for Plaid, and the outcome of the call is unknown."""
     plaid.fail(Fault(path=CREATE, stall=LONG))
     async with (
         RelayClient(OWNER, base_url=plaid.url, retry=QUICK, timeouts=Timeouts(drain=0.1)) as worker_client,
-        open_queue(temporal_client, task_queue, journal_url, start_to_close=3.0) as (queue, journal),
+        open_run(start_to_close=3.0) as (queue, journal),
     ):
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
         worker = asyncio.create_task(
@@ -250,10 +385,10 @@ async def test_a_second_cancellation_ends_a_worker_in_the_middle_of_a_call(
 
 @pytest.mark.parametrize("action", ["cancel", "terminate", "delete"])
 async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
-    client, plaid, report, temporal_client, task_queue, journal_url, action
+    client, plaid, report, temporal_client, action, open_run, run_worker
 ):
     """It hasn't been made, so the process that waits for it starts another activity."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         await queue.submit(client, creation_requests(report, 1))
         handle = activity_handle(queue, await pair_of(journal))
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
@@ -264,7 +399,7 @@ async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
             )
         else:
             await getattr(handle, action)()
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             result = await running
     assert result.counts == {"created": 1}
     assert len(plaid.requests) == 1
@@ -274,13 +409,13 @@ async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
     ("effect", "kind"), [({}, "created"), ({"close": True}, "unknown")], ids=["created", "unknown"]
 )
 async def test_a_call_in_flight_that_an_operator_terminates_has_its_outcome(
-    client, plaid, report, temporal_client, task_queue, journal_url, effect, kind
+    client, plaid, report, effect, kind, open_run, run_worker
 ):
     """The worker doesn't notice, and the process that waits reads the outcome from the journal."""
     plaid.fail(Fault(path=CREATE, latency=1.0, **effect))
     async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url) as (queue, journal),
+        run_worker(),
+        open_run() as (queue, journal),
     ):
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
         await wait_for_requests(plaid, 1)
@@ -292,12 +427,12 @@ async def test_a_call_in_flight_that_an_operator_terminates_has_its_outcome(
 
 
 async def test_an_outcome_that_cannot_be_read_is_unknown(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, postgres, open_run, run_worker
 ):
     """If the journal fails when it decides about a call, the batch stops; the next one has the token."""
     plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with running_worker(temporal_client, task_queue, client, journal_url):
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with run_worker():
+        async with open_run() as (queue, journal):
             running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
             await wait_for_requests(plaid, 1)
             handle = activity_handle(queue, await pair_of(journal))
@@ -306,7 +441,7 @@ async def test_an_outcome_that_cannot_be_read_is_unknown(
             with pytest.raises(BatchStoppedError) as raised:
                 await running
             await postgres.execute("ALTER TABLE relay_elsewhere RENAME TO relay_entries")
-        async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        async with open_run() as (queue, _):
             again = await create_on_queue(queue, client, report, 1)
     assert isinstance(raised.value.__cause__, JournalError)
     (unknown,) = raised.value.result.unknown
@@ -317,27 +452,39 @@ async def test_an_outcome_that_cannot_be_read_is_unknown(
 
 
 async def test_an_intent_that_is_recorded_too_late_is_undone(
-    client, plaid, report, temporal_client, task_queue, journal_url, postgres
+    client, plaid, report, postgres, every_log, open_run, run_worker
 ):
-    """Once its activity has timed out, a worker sends nothing; a later activity makes the call."""
-    async with open_queue(temporal_client, task_queue, journal_url, start_to_close=1.0) as (queue, journal):
+    """Once its activity has timed out, a worker sends nothing; a later activity makes the call.
+
+    The error says what to check, because a worker whose clock is fast would make no call. The journal is kept.
+    """
+    async with open_run(start_to_close=1.0) as (queue, journal):
         await queue.submit(client, creation_requests(report, 1))
         handle = activity_handle(queue, await pair_of(journal))
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             async with postgres.transaction("LOCK TABLE relay_entries IN EXCLUSIVE MODE"):
                 await postgres.wait_for_waiting()
                 with pytest.raises(ActivityFailureError) as raised:
                     await handle.result()
                 sent = len(plaid.requests)
             result = await create_on_queue(queue, client, report, 1)
+            open_journals = await postgres.execute(OPEN_JOURNALS)
     assert isinstance(raised.value.cause, TemporalTimeoutError)
     assert sent == 0
     assert result.counts == {"created": 1}
     assert len(plaid.requests) == 1
+    (failure,) = failures_of_activities(every_log)
+    assert failure.type == "CallNotMadeError"
+    assert re.fullmatch(
+        r"the activity had timed out \d+\.\d s before the attempt could start; are the clocks of the worker "
+        r"and of the Temporal server synchronized\?",
+        failure.message,
+    )
+    assert len(open_journals) == 2  # the submitter's and the worker's
 
 
 async def test_a_token_that_the_journal_does_not_have_is_unknown(
-    client, report, temporal_client, task_queue, journal_url
+    client, report, temporal_client, task_queue, open_run
 ):
     """A worker that claims to have recorded a token isn't believed."""
 
@@ -346,21 +493,19 @@ async def test_a_token_that_the_journal_does_not_have_is_unknown(
         return TaskResult(succeeded=True, attempts=1, request_id="r", journalled=True).to_payload()
 
     async with (
-        open_queue(temporal_client, task_queue, journal_url) as (queue, _),
+        open_run() as (queue, _),
         ActivityWorker(temporal_client, task_queue=task_queue, activities=[claim]),
     ):
         result = await create_on_queue(queue, client, report, 1)
     assert "the journal doesn't have it" in str(result.unknown[0].error)
 
 
-async def test_a_call_that_is_declined_is_repeated(
-    plaid, client, report, temporal_client, task_queue, journal_url
-):
+async def test_a_call_that_is_declined_is_repeated(plaid, client, report, open_run, run_worker):
     """A pause that is longer than a worker may wait ends an activity, and a later one makes the call."""
     plaid.fail(Fault(path=CREATE, status=429, headers={"retry-after": "2"}, times=1))
     async with (
-        running_worker(temporal_client, task_queue, client, journal_url),
-        open_queue(temporal_client, task_queue, journal_url, start_to_close=3.0) as (queue, journal),
+        run_worker(),
+        open_run(start_to_close=3.0) as (queue, journal),
     ):
         result = await create_on_queue(queue, client, report, 1)
         first = await activity_handle(queue, await pair_of(journal)).result()
@@ -369,17 +514,15 @@ async def test_a_call_that_is_declined_is_repeated(
     assert len(plaid.ledger) == 1
 
 
-async def test_a_call_that_an_operator_pauses_is_made_later(
-    client, plaid, report, temporal_client, task_queue, journal_url
-):
+async def test_a_call_that_an_operator_pauses_is_made_later(client, plaid, report, open_run, run_worker):
     """It stays on the queue until it is unpaused."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+    async with open_run() as (queue, journal):
         await queue.submit(client, creation_requests(report, 1))
         handle = activity_handle(queue, await pair_of(journal))
         await handle.pause()
         again = await queue.submit(client, creation_requests(report, 1))
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
-        async with running_worker(temporal_client, task_queue, client, journal_url):
+        async with run_worker():
             await asyncio.sleep(0.5)
             paused = len(plaid.requests)
             await handle.unpause()
@@ -439,9 +582,9 @@ async def test_a_journal_in_a_file_is_rejected(temporal_client, task_queue, tmp_
             TaskQueue(temporal_client, task_queue, journal=journal)
 
 
-async def test_an_invalid_submission_is_rejected(client, temporal_client, task_queue, journal_url):
+async def test_an_invalid_submission_is_rejected(client, open_run):
     """The error of an argument or of the input is raised as it is."""
-    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+    async with open_run() as (queue, _):
         with pytest.raises(ConfigurationError, match="concurrency must be a whole number of 1 or more"):
             await queue.submit(client, [], concurrency=0)
         with pytest.raises(RequestValidationError, match="must be a RelayCreateRequest"):

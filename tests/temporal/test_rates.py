@@ -25,15 +25,8 @@ from temporalio.worker import Worker
 
 from plaid_relay_async import AttemptEnd, ConfigurationError, RelayClient, RelayCreateRequest
 from plaid_relay_async.simulator import Fault, Limit, Simulator
-from plaid_relay_async.temporal.rates import (
-    RateState,
-    SharedRate,
-    pause,
-    read_rate,
-    resume,
-    set_rate,
-    setting_for,
-)
+from plaid_relay_async.temporal.rate_state import RateState, setting_for
+from plaid_relay_async.temporal.rates import SharedRate, pause, read_rate, resume, set_rate
 
 WINDOW = 10.0
 

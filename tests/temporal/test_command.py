@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 import pytest
-from attrs import frozen
+from attrs import define, field, frozen
 from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY
 from processes import running_process, wait_until
-from support import CREATE
+from support import CREATE, max_in_window
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
 from plaid_relay_async.cli import main
-from plaid_relay_async.simulator import Fault
+from plaid_relay_async.simulator import Fault, Limit
 from plaid_relay_async.testing import SimulatorThread
 
 COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
@@ -37,10 +39,36 @@ class CompletedCommand:
     err: str
 
 
+@define
+class Arrivals:
+    """The latency of a simulator, which records the time of each request, in the order of `requests`."""
+
+    latency: float = 0.0
+    times: list[float] = field(factory=list)
+
+    def __call__(self):
+        self.times.append(time.monotonic())
+        return self.latency
+
+    def between(self, start, end):
+        return [each for each in self.times if start <= each < end]
+
+
 @pytest.fixture
-def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path):
+def arrivals():
+    return Arrivals()
+
+
+@pytest.fixture
+def limits():
+    """The rate limits of the simulator."""
+    return []
+
+
+@pytest.fixture
+def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path, arrivals, limits):
     """A simulator, with the environment that selects it, a Temporal server and a journal."""
-    with SimulatorThread(reports=[REPORT]) as simulator:
+    with SimulatorThread(reports=[REPORT], latency=arrivals, limits=limits) as simulator:
         variables = {
             "PLAID_BASE_URL": simulator.url,
             "PLAID_CLIENT_ID": "owner",
@@ -348,3 +376,57 @@ def test_rate(simulator, bulk, run, start_worker, task_queue):
     assert facts("none", "--replace")["limit"] == "none"
     invalid = bulk(1, "--rate", 0)
     assert (invalid.status, "--rate: must be a number of calls a second" in invalid.err) == (2, True)
+
+
+# ------------------------------------------------------------------------------- limits of three processes
+
+
+@pytest.mark.parametrize(
+    ("rate", "lower_rate", "seconds", "min_share"),
+    # In so short a time, a second in which the machine is busy with something else counts more.
+    [(20, 10, 11.0, 0.7), pytest.param(50, 20, 30.0, 0.8, marks=pytest.mark.slow)],
+)
+def test_three_workers_keep_a_rate(
+    simulator, arrivals, bulk, run, start_worker, task_queue, rate, lower_rate, seconds, min_share
+):
+    """No ten seconds have more calls than are allowed, and 80 % is used; also after a change meanwhile.
+
+    Every request that arrives at the simulator counts. None is declined there, so each is a call.
+    """
+    arrivals.latency = 0.1
+    pairs = int((rate + lower_rate) * seconds) + 3 * rate
+    assert bulk(pairs, "--detach", "--rate", rate).status == 0
+    workers = [start_worker() for _ in range(3)]
+    wait_until(lambda: arrivals.times)
+    started_at = arrivals.times[0]
+    wait_until(lambda: arrivals.times[-1] >= started_at + seconds)
+    assert run("rate", lower_rate, "--task-queue", task_queue).status == 0
+    changed_at = time.monotonic()
+    wait_until(lambda: arrivals.times[-1] >= changed_at + seconds)
+    assert run("rate", "none", "--task-queue", task_queue).status == 0
+    wait_until(lambda: len(simulator.ledger) == pairs)
+
+    limited = arrivals.between(started_at, changed_at + seconds)
+    lower_limited = arrivals.between(changed_at, changed_at + seconds)
+    assert max_in_window(limited, 10) <= 10 * rate
+    assert max_in_window(lower_limited, 10) <= 10 * lower_rate
+    assert len(arrivals.between(started_at, started_at + seconds)) >= min_share * rate * seconds
+    assert len(lower_limited) >= min_share * lower_rate * seconds
+    assert len(arrivals.times) == pairs
+    assert [stop(worker)[0] for worker in workers] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("limits", [[Limit(CREATE, 1_000, 60.0)]])
+def test_three_workers_adapt_to_an_unknown_limit(simulator, arrivals, bulk, start_worker, tmp_path):
+    """With 1,000 a minute and no setting, less than 3 % of the requests after the first minute get a 429."""
+    arrivals.latency = 0.1
+    workers = [start_worker() for _ in range(3)]
+    result = bulk(5_000, "--output", tmp_path / "out.csv")
+    assert (result.status, len(simulator.ledger)) == (0, 5_000), result.err
+    later = arrivals.between(arrivals.times[0] + 60, math.inf)
+    statuses = [each.status for each in simulator.requests][-len(later) :]
+    assert statuses.count(429) < 0.03 * len(later)
+    assert statuses.count(200) >= 0.6 * 1_000 * (later[-1] - later[0]) / 60
+    assert [stop(worker)[0] for worker in workers] == [0, 0, 0]

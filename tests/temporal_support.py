@@ -8,10 +8,12 @@ import contextlib
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
 
+from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
 LONG = 60.0  # seconds; a limit that no call of a test reaches
+OTHER_CALLS = 8  # some for most of the four partitions of a task queue
 
 
 @contextlib.asynccontextmanager
@@ -39,9 +41,22 @@ async def create_on_queue(queue, client, report, count=10, **options):
     return await client.relay.create_many(creation_requests(report, count), task_queue=queue, **options)
 
 
+async def make_other_calls(temporal_client, task_queue, url, client, report):
+    """Have the workers make calls of another run, so that they could have begun all that was queued before."""
+    requests = RelayCreateRequest.fan_out([report], [f"other-{number}" for number in range(OTHER_CALLS)])
+    async with open_queue(temporal_client, task_queue, url, "other") as (queue, _):
+        result = await client.relay.create_many(requests, task_queue=queue)
+    assert result.counts == {"created": OTHER_CALLS}
+
+
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
     """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
     return queue._handle(activity, name, repetition)
+
+
+def queued_calls():
+    """Return the tasks of the calls on a queue that a batch in this process waits for."""
+    return [task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)]
 
 
 async def wait_for_requests(plaid, count):

@@ -13,10 +13,12 @@ import subprocess
 import termios
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
@@ -92,6 +94,20 @@ async def wait_until_async(condition: Callable[[], object], seconds: float = 60)
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+async def read_until(
+    read: Callable[[], Awaitable[T]], condition: Callable[[T], object] = bool, seconds: float = 60
+) -> T:
+    """Call an async function until a condition holds for its result, and return that result.
+
+    Raises:
+        TimeoutError: the condition doesn't hold after `seconds`.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition(result := await read()):
+            await asyncio.sleep(0.02)
+    return result
 
 
 def open_files(pid: int | str = "self") -> list[str]:

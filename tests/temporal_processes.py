@@ -195,7 +195,7 @@ class RunProcess:
     async def keep_running(self, *, until_success: bool = False) -> None:
         """Start the process again each time that it ends; with `until_success`, only after an error."""
         while await self.wait(3600) != 0 or not until_success:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # as a supervisor, which doesn't start a process again without a pause
             self._start()
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
 
+from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
@@ -19,6 +20,7 @@ COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
 REPORT = "assets-sandbox-1111"  # of the fixture `simulator`
 INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 LONG = 60.0  # seconds; a limit that no call of a test reaches
+OTHER_CALLS = 8  # some for most of the four partitions of a task queue
 
 
 @contextlib.asynccontextmanager
@@ -58,9 +60,22 @@ async def start_create(temporal_client, task_queue, task):
     )
 
 
+async def make_other_calls(open_run, client, report):
+    """Have the workers make calls of another run, so that they could have begun all that was queued before."""
+    requests = RelayCreateRequest.fan_out([report], [f"other-{number}" for number in range(OTHER_CALLS)])
+    async with open_run("other") as (queue, _):
+        result = await client.relay.create_many(requests, task_queue=queue)
+    assert result.counts == {"created": OTHER_CALLS}
+
+
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
     """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
     return queue._handle(activity, name, repetition)
+
+
+def queued_calls():
+    """Return the tasks of the calls on a queue that a batch in this process waits for."""
+    return [task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)]
 
 
 async def wait_for_requests(plaid, count):

@@ -22,13 +22,15 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from attrs import asdict, define, evolve, field, frozen
+from attrs import asdict, define, evolve, frozen
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import RateLimit, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateTaskQueueConfigRequest
 from temporalio.service import RPCError
 
 from plaid_relay_async.errors import ConfigurationError
+from plaid_relay_async.temporal.rate_state import RateState
+from plaid_relay_async.transport.adaptation import IDLE_TIME, IsolatedBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,118 +38,6 @@ if TYPE_CHECKING:
     from temporalio.client import Client
 
     from plaid_relay_async.telemetry import AttemptEnd
-
-# ------------------------------------------------------------------------------- the arithmetic of a setting
-
-# Temporal divides a setting among the partitions of a task queue, 4 by default. Each has a bucket that
-# contains the activities of one second, and dispatches one activity more than that (server 1.32,
-# `simplelimiter`). So in any window of w seconds the queue dispatches at most setting * (w + 1) + 4: with 20
-# a second, 44 in the first second. Workers don't start activities as evenly as they are dispatched: an
-# activity that starts up to 0.4 s late still fits. So the setting for a rate is (rate * w - 4) / (w + 1.4).
-#
-# The window is 10 s: for 50 a second, the setting is 43.5. With a low rate the one activity of each partition
-# matters more, so the window is the time in which 80 activities are allowed, if that is longer.
-_PARTITIONS: Final = 4
-_BURST: Final = 1.0
-_LATENESS: Final = 0.4
-_MIN_WINDOW: Final = 10.0
-_MIN_COUNT: Final = 80.0
-
-
-def setting_for(rate: float) -> float:
-    """Return the setting with which a task queue dispatches at most `rate` per second in any window."""
-    window = max(_MIN_WINDOW, _MIN_COUNT / rate)
-    return (rate * window - _PARTITIONS) / (window + _BURST + _LATENESS)
-
-
-# --------------------------------------------------------------------------------------- the stored state
-
-# As in `transport.throttle`, which describes them: the decrease after a 429, and the increase that follows.
-_DECREASE_FACTOR: Final = 0.92
-_SHORT_PAUSE: Final = 5.0
-_MIN_SHARE_AFTER_SHORT_PAUSE: Final = 0.5
-_MIN_PAUSE: Final = 1.0
-# A longer `Retry-After`, such as a mistaken one of years, would stop all runs without end: after this many
-# seconds, one declined attempt renews the pause.
-_MAX_PAUSE: Final = 3_600.0
-_MIN_BASE: Final = 0.1
-_MAX_PERIOD: Final = 60.0
-_PERIOD_PER_ATTEMPT: Final = 10.0
-_INCREASE_STEP: Final = 0.02
-_INCREASE_GROWTH: Final = 1.5
-# The number of periods after which the adaptive rate is forgotten: it is 300 times as high as at first.
-_MAX_STEPS: Final = 24
-
-
-def _to_float(value: float | None) -> float | None:
-    return None if value is None else float(value)
-
-
-@frozen(kw_only=True)
-class RateState:
-    """What is stored with a setting. Rates are per second, and times in seconds since 1970.
-
-    Attributes:
-        allowed: the rate that the user allows; `None` is no limit.
-        stopped: whether the user has paused the task queue.
-        foreign: a setting that was made without this package, as an upper bound.
-        until: the end of the pause after a 429.
-        base: the setting after the last decrease; `None` before the first one.
-        since: the time from which it increases.
-        period: the seconds of each step by which it increases.
-    """
-
-    allowed: float | None = field(default=None, converter=_to_float)
-    stopped: bool = field(default=False, converter=bool)
-    foreign: float | None = field(default=None, converter=_to_float)
-    until: float = field(default=0.0, converter=float)
-    base: float | None = field(default=None, converter=_to_float)
-    since: float = field(default=0.0, converter=float)
-    period: float = field(default=_MAX_PERIOD, converter=float)
-
-    def adaptive(self, now: float) -> float:
-        """Return the adaptive rate, or infinity. It changes in steps: all workers compute the same."""
-        steps = max(now - self.since, 0.0) // self.period
-        if self.base is None or steps >= _MAX_STEPS:
-            return math.inf
-        growth: float = _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1)
-        return self.base * (1 + growth)
-
-    def unpaused_setting(self, now: float) -> float:
-        """Return the setting without regard to pauses; infinity is no limit."""
-        allowed = math.inf if self.allowed is None else setting_for(self.allowed)
-        return min(allowed, math.inf if self.foreign is None else self.foreign, self.adaptive(now))
-
-    def setting(self, now: float) -> float:
-        """Return the setting for the task queue: 0 in a pause, infinity without a limit."""
-        return 0.0 if self.stopped or now < self.until else self.unpaused_setting(now)
-
-    def paused(self, until: float) -> RateState:
-        """Return the state with a pause that ends then, or later if it did before."""
-        # A multiple of 0.2 s, so that most of the 429s that arrive together change nothing.
-        return evolve(self, until=max(self.until, math.ceil(until * 5) / 5))
-
-    def decreased(self, declined_at: float, *, admitted: float, measured_since: float) -> RateState:
-        """Return the state with a lower adaptive rate, after an attempt was declined.
-
-        Args:
-            declined_at: the time of the 429.
-            admitted: the number of activities that were dispatched since `measured_since`. The pause counts
-                as time of the measurement, because the server accepts nothing in it.
-            measured_since: the start of the measurement.
-        """
-        previous, end = self.unpaused_setting(declined_at), max(self.until, declined_at)
-        seconds = max(end - measured_since, _MIN_PAUSE)
-        base = min(_DECREASE_FACTOR * previous, admitted / seconds if admitted else math.inf)
-        if not math.isfinite(base):  # nothing is known about the limit
-            return self
-        if end - declined_at < _SHORT_PAUSE and math.isfinite(previous):
-            base = max(base, _MIN_SHARE_AFTER_SHORT_PAUSE * previous)
-        # With a very low setting, Temporal's server would dispatch nothing for a long time after the pause.
-        base = max(base, min(_MIN_BASE, _DECREASE_FACTOR * previous))
-        period = max(min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * seconds * base), _MIN_PAUSE)
-        return evolve(self, base=base, since=end, period=period)
-
 
 # -------------------------------------------------------------------------- the configuration of a task queue
 
@@ -334,6 +224,11 @@ async def resume(temporal: Client, task_queue: str) -> None:
 
 _OPERATIONS: Final = frozenset({"/credit/relay/create", "/credit/relay/remove"})
 
+# Seconds of a pause. A longer one, such as of a mistaken `Retry-After` of years, would stop all runs without
+# end: after `_MAX_PAUSE`, one declined attempt renews the pause.
+_MIN_PAUSE: Final = 1.0
+_MAX_PAUSE: Final = 3_600.0
+
 # Seconds between two readings of the state, and the seconds over which the server averages the rate of
 # dispatches.
 _INTERVAL: Final = 1.0
@@ -344,12 +239,6 @@ _STATISTICS_SECONDS: Final = 30.0
 # to date, so the decision waits that long if the pause does.
 _MIN_DECISION_SECONDS: Final = 0.5
 _MAX_DECISION_SECONDS: Final = 6.0
-
-# As in `transport.throttle`: a budget of 429s that don't change the rate, and the time without an attempt
-# after which a measurement restarts.
-_ISOLATED_SHARE: Final = 0.03
-_MAX_ISOLATED: Final = 10.0
-_IDLE_TIME: Final = 5.0
 
 
 @define(eq=False)
@@ -389,7 +278,7 @@ class SharedRate:
         self._state = RateState()  # as of the last reading
         self._pause_until = 0.0
         self._trip: _Trip | None = None
-        self._isolated_budget = _MAX_ISOLATED
+        self._isolated_budget = IsolatedBudget()
         self._active_since = self._last_attempt = 0.0
         self._declined = asyncio.Event()
 
@@ -399,16 +288,16 @@ class SharedRate:
             return
         now = time.time()
         started = now - attempt.duration
-        if now - self._last_attempt > _IDLE_TIME:
+        if now - self._last_attempt > IDLE_TIME:
             self._active_since = started
         self._last_attempt = now
         if attempt.certainty == "definitive":
-            self._isolated_budget = min(self._isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
+            self._isolated_budget.count_accepted()
             if self._trip is not None and started > self._trip.started:
                 self._trip.contradicted = True
         elif attempt.certainty == "declined" and attempt.status == 429:
-            self._isolated_budget -= 1
-            if attempt.retry_after or self._isolated_budget < 0:
+            self._isolated_budget.count_declined()
+            if attempt.retry_after or self._isolated_budget.is_exceeded:
                 pause = min(max(attempt.retry_after or 0.0, _MIN_PAUSE), _MAX_PAUSE)
                 self._pause_until = max(self._pause_until, now + pause)
                 self._trip = self._trip or _Trip(started, now)
@@ -442,14 +331,14 @@ class SharedRate:
         if now < self._pause_until:
             state = state.paused(self._pause_until)
         is_decided = trip is not None and now >= self._decision_time(trip)
-        is_isolated = trip is not None and trip.contradicted and self._isolated_budget >= 0
+        is_isolated = trip is not None and trip.contradicted and not self._isolated_budget.is_exceeded
         # A rate that was decreased after the declined attempt had started isn't decreased because of it
         # again.
         if trip is not None and is_decided and trip.started >= state.since and not is_isolated:
             since = max(self._active_since, now - _STATISTICS_SECONDS, state.since)
             admitted = config.dispatch_rate * _STATISTICS_SECONDS
             state = state.decreased(trip.declined_at, admitted=admitted, measured_since=since)
-            self._isolated_budget = _MAX_ISOLATED
+            self._isolated_budget.reset()
         self._state = state
         is_current = math.isclose(state.setting(now), config.setting, rel_tol=1e-5)  # it is a 32-bit number
         # A limit that was set without this package isn't touched, unless there was a 429.

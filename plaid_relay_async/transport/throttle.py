@@ -14,8 +14,8 @@ rate delays calls it increases, slowly at first and then faster, until the next 
 time over which the rate was measured: a rate that was measured within seconds grows within seconds, one that
 was measured over a minute grows within minutes. A few isolated 429s don't change the rate.
 
-All times are the event loop's, in seconds, and are passed in. The constants of both classes were chosen by
-simulation, with the rate limits of tests/rate_harness.py.
+All times are the event loop's, in seconds, and are passed in. The constants were chosen by simulation, with
+the rate limits of tests/rate_harness.py; `adaptation` has those of the adaptive rate.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
+from plaid_relay_async.transport.adaptation import (
+    IDLE_TIME,
+    MAX_PERIOD,
+    IsolatedBudget,
+    decreased_rate,
+    increase,
+    period_of,
+)
 from plaid_relay_async.transport.queueing import Queue
 
 if TYPE_CHECKING:
@@ -183,38 +191,12 @@ class CircuitBreaker:
 
 # -------------------------------------------------------------------------------------- the adaptive rate
 
-# A share. The new rate is at most this share of the declined rate.
-_DECREASE_FACTOR = 0.92
-
-# Seconds, and a share. After a pause that is shorter than `_SHORT_PAUSE`, the new rate is at least this share
-# of the declined rate: a limit that permits attempts again so soon isn't far below it.
-_SHORT_PAUSE = 5.0
-_MIN_SHARE_AFTER_SHORT_PAUSE = 0.5
-
-# Seconds. The period is the time over which the rate was measured, but at most `_MAX_PERIOD`, the minute of
-# Plaid's published limits. A rate that was measured from only a few accepted attempts may be due to chance,
-# so the period is also at most `_PERIOD_PER_ATTEMPT` times their number.
-_MAX_PERIOD = 60.0
-_PERIOD_PER_ATTEMPT = 10.0
-
-# After n periods the rate is base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**n - 1)), so it is 1 % higher
-# after the first period. After `_MAX_STEPS` periods it is too high to delay any call.
-_INCREASE_STEP = 0.02
-_INCREASE_GROWTH = 1.5
+# After this number of periods, the rate is too high to delay any call.
 _MAX_STEPS = 100
 
 # Seconds. When the measurement has lasted this long, its time and its count are halved, so that recent
 # attempts weigh more than old ones.
 _MEASUREMENT_MEMORY = 300.0
-
-# Seconds. The measurement restarts if an attempt could have started, and none did for this time: the attempts
-# before say nothing about the limit.
-_IDLE_TIME = 5.0
-
-# An isolated 429 is no sign of a limit (see `AdaptiveRate.resume`). There is a budget of them, of at most
-# `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted attempt adds `_ISOLATED_SHARE`.
-_ISOLATED_SHARE = 0.03
-_MAX_ISOLATED = 10.0
 
 
 @define(eq=False)
@@ -228,18 +210,18 @@ class AdaptiveRate:
 
     per_second: float = math.inf
     _base: float = math.inf  # the rate after the last decrease, from which it increases
-    _period: float = _MAX_PERIOD
+    _period: float = MAX_PERIOD
     next_start: float = field(default=-math.inf, init=False)
     _delayed_seconds: float = field(default=0.0, init=False)
     _last_activity: float = field(default=-math.inf, init=False)
     _measured_since: float = field(default=0.0, init=False)
     _accepted: float = field(default=0.0, init=False)
-    _isolated_budget: float = field(default=_MAX_ISOLATED, init=False)  # 429s that may still be isolated
+    _isolated_budget: IsolatedBudget = field(factory=IsolatedBudget, init=False)
 
     def start_attempt(self, now: float) -> None:
         """Note that an attempt starts while the circuit breaker is closed."""
         gap = 1 / self.per_second
-        if now - self._last_activity > _IDLE_TIME + gap:
+        if now - self._last_activity > IDLE_TIME + gap:
             self._measured_since, self._accepted = now, 0.0
         self._last_activity = now
         if gap:
@@ -254,13 +236,13 @@ class AdaptiveRate:
         """Count an accepted attempt."""
         self._last_activity = now
         self._accepted += 1
-        self._isolated_budget = min(self._isolated_budget + _ISOLATED_SHARE, _MAX_ISOLATED)
+        self._isolated_budget.count_accepted()
         if now - self._measured_since > _MEASUREMENT_MEMORY:
             self._measured_since, self._accepted = (self._measured_since + now) / 2, self._accepted / 2
 
     def count_declined(self) -> None:
         """Count a declined attempt."""
-        self._isolated_budget -= 1
+        self._isolated_budget.count_declined()
 
     def resume(self, now: float, trip: Trip, open_until: float) -> None:
         """Continue after the circuit breaker has closed.
@@ -270,7 +252,7 @@ class AdaptiveRate:
         # A 429 is isolated if the server accepted an attempt that started after the declined one, or if it
         # requested no pause and accepted the next attempt.
         accepts_more = trip.contradicted or trip.own_pause
-        is_isolated = trip.rate_limited and accepts_more and self._isolated_budget >= 0
+        is_isolated = trip.rate_limited and accepts_more and not self._isolated_budget.is_exceeded
         if not is_isolated:
             if trip.rate_limited:
                 # A pause that the client chose says nothing about the server, so it isn't part of the
@@ -283,7 +265,7 @@ class AdaptiveRate:
         """Increase the rate after it has delayed an attempt by a number of seconds."""
         self._delayed_seconds += seconds
         steps = min(self._delayed_seconds / self._period, _MAX_STEPS)
-        self.per_second = self._base * (1 + _INCREASE_STEP * (_INCREASE_GROWTH**steps - 1))
+        self.per_second = self._base * increase(steps)
 
     def _decrease(self, declined_at: float, pause_end: float) -> None:
         """Decrease the rate after a 429.
@@ -295,11 +277,12 @@ class AdaptiveRate:
         if not self._accepted:
             return
         seconds = max(pause_end - self._measured_since, 0.001)
-        self._base = min(_DECREASE_FACTOR * self.per_second, self._accepted / seconds)
-        if pause_end - declined_at < _SHORT_PAUSE and math.isfinite(self.per_second):
-            self._base = max(self._base, _MIN_SHARE_AFTER_SHORT_PAUSE * self.per_second)
-        self.per_second, self._delayed_seconds, self._isolated_budget = self._base, 0.0, _MAX_ISOLATED
-        self._period = min(seconds, _MAX_PERIOD, _PERIOD_PER_ATTEMPT * self._accepted)
+        self._base = decreased_rate(
+            self.per_second, accepted=self._accepted, seconds=seconds, pause=pause_end - declined_at
+        )
+        self._period = period_of(seconds, self._accepted)
+        self.per_second, self._delayed_seconds = self._base, 0.0
+        self._isolated_budget.reset()
 
 
 # ------------------------------------------------------------------------------------------- the throttle

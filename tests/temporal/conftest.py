@@ -7,12 +7,13 @@ import functools
 import os
 import signal
 import subprocess
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from attrs import frozen
+from attrs import define, field, frozen
 from journal_support import KEY
 from processes import SIGNALS, running_process
 from temporal_server import TemporalServer
@@ -131,10 +132,36 @@ def rate(no_settings, capfd):
     return rate
 
 
+@define
+class Arrivals:
+    """The latency of a simulator, which records the time of each request, in the order of `requests`."""
+
+    latency: float = 0.0
+    times: list[float] = field(factory=list)
+
+    def __call__(self):
+        self.times.append(time.monotonic())
+        return self.latency
+
+    def between(self, start, end):
+        return [each for each in self.times if start <= each < end]
+
+
 @pytest.fixture
-def simulator(monkeypatch, no_settings, temporal_server, journal_url):
+def arrivals():
+    return Arrivals()
+
+
+@pytest.fixture
+def limits():
+    """The rate limits of the simulator."""
+    return []
+
+
+@pytest.fixture
+def simulator(monkeypatch, no_settings, temporal_server, journal_url, arrivals, limits):
     """A simulator, with the environment that selects it, a Temporal server and a journal."""
-    with SimulatorThread(reports=[REPORT]) as simulator:
+    with SimulatorThread(reports=[REPORT], latency=arrivals, limits=limits) as simulator:
         variables = {
             "PLAID_BASE_URL": simulator.url,
             "PLAID_CLIENT_ID": "owner",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY
 from processes import running_process, wait_until
-from support import CREATE
+from support import CREATE, max_in_window
 from temporal_support import COMMAND, REPORT, stop_worker
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import ActivityFailureError, Client
 
-from plaid_relay_async.simulator import Fault
+from plaid_relay_async.simulator import Fault, Limit
 from plaid_relay_async.temporal import data_converter
 
 
@@ -295,3 +297,58 @@ def test_rate(simulator, bulk, run, start_worker, task_queue):
     assert facts("none", "--replace")["limit"] == "none"
     invalid = bulk(1, "--rate", 0)
     assert (invalid.status, "--rate: must be a number of calls a second" in invalid.err) == (2, True)
+
+
+# ------------------------------------------------------------------------------- limits of three processes
+
+
+@pytest.mark.parametrize(
+    ("rate", "lower_rate", "seconds", "min_share"),
+    # In so short a time, a second in which the machine is busy with something else counts more.
+    [(20, 10, 11.0, 0.7), pytest.param(50, 20, 30.0, 0.8, marks=pytest.mark.slow)],
+)
+def test_three_workers_keep_a_rate(
+    simulator, arrivals, bulk, run, start_worker, task_queue, rate, lower_rate, seconds, min_share
+):
+    """No ten seconds have more calls than are allowed, and 80 % is used; also after a change meanwhile.
+
+    Every request that arrives at the simulator counts. None is declined there, so each is a call.
+    """
+    arrivals.latency = 0.1
+    # There are more than are needed, because a partition of the task queue that is empty doesn't use its share.
+    pairs = int((rate + lower_rate) * seconds) + 8 * rate
+    assert bulk(pairs, "--detach", "--rate", rate).status == 0
+    workers = [start_worker() for _ in range(3)]
+    wait_until(lambda: arrivals.times)
+    started_at = arrivals.times[0]
+    wait_until(lambda: arrivals.times[-1] >= started_at + seconds)
+    assert run("rate", lower_rate, "--task-queue", task_queue).status == 0
+    changed_at = time.monotonic()
+    wait_until(lambda: arrivals.times[-1] >= changed_at + seconds)
+    assert run("rate", "none", "--task-queue", task_queue).status == 0
+    wait_until(lambda: len(simulator.ledger) == pairs)
+
+    limited = arrivals.between(started_at, changed_at + seconds)
+    lower_limited = arrivals.between(changed_at, changed_at + seconds)
+    assert max_in_window(limited, 10) <= 10 * rate
+    assert max_in_window(lower_limited, 10) <= 10 * lower_rate
+    assert len(arrivals.between(started_at, started_at + seconds)) >= min_share * rate * seconds
+    assert len(lower_limited) >= min_share * lower_rate * seconds
+    assert len(arrivals.times) == pairs
+    assert [stop_worker(worker)[0] for worker in workers] == [0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("limits", [[Limit(CREATE, 1_000, 60.0)]])
+def test_three_workers_adapt_to_an_unknown_limit(simulator, arrivals, bulk, start_worker, tmp_path):
+    """With 1,000 a minute and no setting, less than 3 % of the requests after the first minute get a 429."""
+    arrivals.latency = 0.1
+    workers = [start_worker() for _ in range(3)]
+    result = bulk(5_000, "--output", tmp_path / "out.csv")
+    assert (result.status, len(simulator.ledger)) == (0, 5_000), result.err
+    later = arrivals.between(arrivals.times[0] + 60, math.inf)
+    statuses = [each.status for each in simulator.requests][-len(later) :]
+    assert statuses.count(429) < 0.03 * len(later)
+    assert statuses.count(200) >= 0.6 * 1_000 * (later[-1] - later[0]) / 60
+    assert [stop_worker(worker)[0] for worker in workers] == [0, 0, 0]

@@ -10,7 +10,7 @@ import signal
 import pytest
 from attrs import evolve
 from journal_support import random_faults, read_records, tokens_per_partner
-from processes import wait_until_async
+from processes import read_until, wait_until_async
 from support import CREATE
 from temporal_processes import Run, run_follower, run_submission, run_submitter, run_worker, running
 from temporalio.api.enums.v1 import TaskQueueType
@@ -65,9 +65,10 @@ async def wait_for_polls(run, workers=1):
         task_queue=TaskQueueName(name=run.task_queue),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     )
-    async with asyncio.timeout(60):
-        while len((await client.workflow_service.describe_task_queue(request)).pollers) < workers:
-            await asyncio.sleep(0.05)
+    await read_until(
+        lambda: client.workflow_service.describe_task_queue(request),
+        lambda response: len(response.pollers) >= workers,
+    )
 
 
 async def describe_activities(run, repetition=0):
@@ -84,19 +85,17 @@ async def describe_activities(run, repetition=0):
 
 async def wait_for_activity(run, status, repetition=0):
     """Wait until the activity of the run's only pair has a status, or while it is running, a state."""
-    async with asyncio.timeout(60):
-        while True:
-            for each in await describe_activities(run, repetition):
-                if status is each.status or status is each.run_state:  # they are equal to others as numbers
-                    return
-            await asyncio.sleep(0.1)
+    await read_until(
+        lambda: describe_activities(run, repetition),
+        # Not `in`: they are equal to others as numbers.
+        lambda found: any(status is each.status or status is each.run_state for each in found),
+    )
 
 
 async def wait_for_token(run, partner):
     """Wait until the journal has the token of a partner."""
-    async with asyncio.timeout(60), run.journal() as journal:
-        while not await read_records(journal, "x", outcomes={"created"}, partner=partner):
-            await asyncio.sleep(0.1)
+    async with run.journal() as journal:
+        await read_until(lambda: read_records(journal, "x", outcomes={"created"}, partner=partner))
 
 
 async def check_outcomes(run, plaid, outcomes):
@@ -269,9 +268,7 @@ async def test_a_worker_is_suspended_before_its_intent(a_run, plaid, postgres):
     """Another worker makes the call; the suspended one has lost its lease and sends nothing."""
     run = evolve(a_run, partners=1, concurrency=1, retry_unknown=True)
     async with running(run_submitter, run) as submitter:
-        async with asyncio.timeout(60):
-            while not await describe_activities(run):
-                await asyncio.sleep(0.1)
+        await read_until(lambda: describe_activities(run))
         async with running(run_worker, run) as suspended:
             # The lock also keeps the submitter from repeating the activity meanwhile.
             async with postgres.transaction("LOCK TABLE relay_entries IN SHARE MODE"):
@@ -302,6 +299,7 @@ async def test_workers_are_suspended_at_random(a_run, plaid, size):
             worker = (first, second)[number % 2]
             sent = len(plaid.requests)
             await wait_until_async(lambda sent=sent: len(plaid.requests) > sent or submitter.has_ended)
+            # The worker is suspended at a random moment, and for longer than each limit.
             await asyncio.sleep(rng.uniform(0, 0.5))
             worker.send_signal(signal.SIGSTOP)
             await asyncio.sleep(run.start_to_close + run.lease)
@@ -331,11 +329,10 @@ async def test_a_killed_submission_is_repeated(a_run, plaid, postgres):
     """A submission that is killed is run again, and starts no second activity; a follower has all outcomes."""
     run = evolve(a_run, partners=100, start_to_close=60.0)
     async with running(run_submission, run) as submission:
-        async with asyncio.timeout(60):
-            while not await describe_activities(run):
-                await asyncio.sleep(0.01)
-            while await postgres.execute("SELECT count(*) FROM relay_entries") < [(20,)]:
-                await asyncio.sleep(0.01)
+        await read_until(lambda: describe_activities(run))
+        await read_until(
+            lambda: postgres.execute("SELECT count(*) FROM relay_entries"), lambda rows: rows >= [(20,)]
+        )
         await submission.kill()
     started = len(await describe_activities(run))
     assert 1 <= started < run.partners

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 import pytest
 from journal_support import creation_requests
+from processes import read_until
 from support import CREATE
 from temporal_support import (
     INVALID,
@@ -181,8 +181,7 @@ async def test_a_repetition_is_found_after_the_first_activity_was_deleted(
                 return False
             return True
 
-        while not await is_deleted():
-            await asyncio.sleep(0.05)
+        await read_until(is_deleted)
         requests = [request async for request in queue._read_requests()]
         assert [request.secondary_client_id for request in requests] == ["p0"]
         assert await queue.cancel() == 1

@@ -15,7 +15,7 @@ import pytest
 from attrs import fields
 from journal_support import KEY
 from postgres_server import free_port
-from processes import wait_until_async
+from processes import read_until, wait_until_async
 
 from plaid_relay_async.cli.temporal_options import TemporalOptions
 from plaid_relay_async.simulator import Simulator
@@ -83,9 +83,8 @@ async def test_the_commands_make_a_distributed_run(postgres, tmp_path):
     try:
         for line in (start_temporal, start_postgres, start_simulator):
             type_line(line)
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not all([await is_open(int(port)) for port in ports.values()]):
-                await asyncio.sleep(0.1)
+        for port in ports.values():
+            await read_until(lambda port=port: is_open(int(port)), seconds=WAIT_SECONDS)
         type_line(start_workers)
         await wait_until_async(lambda: log.read_text().count("listening on relay at") == 2, WAIT_SECONDS)
         type_line(run)

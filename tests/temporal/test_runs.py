@@ -11,11 +11,22 @@ import pytest
 from attrs import define
 from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY, create_in_run, creation_requests, read_records, tokens_per_partner
-from processes import wait_until_async
+from processes import read_until, wait_until_async
 from support import CREATE, OWNER, QUICK, REMOVE, issued_tokens
-from temporal_support import INVALID, create_on_queue, open_queue, pair_of, running_worker, wait_for_requests
+from temporal_support import (
+    INVALID,
+    OTHER_CALLS,
+    activity_handle,
+    create_on_queue,
+    make_other_calls,
+    open_queue,
+    pair_of,
+    queued_calls,
+    running_worker,
+    wait_for_requests,
+)
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
-from temporalio.client import Client, Interceptor, OutboundInterceptor
+from temporalio.client import Client, Interceptor, OutboundInterceptor, PendingActivityState
 
 from plaid_relay_async import (
     AssetReportError,
@@ -306,12 +317,12 @@ async def test_leaving_the_stream_takes_the_queued_calls_off_the_queue(
                 break
         result = outcomes.result
         async with run_worker():
-            await asyncio.sleep(0.5)
+            await make_other_calls(open_run, client, report)
         status = await journal.status("x")
     created = result.counts["created"]
     assert 1 <= created < 8
     assert len(result.not_attempted) == 8 - created
-    assert len(plaid.ledger) == created
+    assert len(plaid.ledger) == created + OTHER_CALLS
     assert status.counts == {"created": created, "not_attempted": 8 - created}
     assert result.counts.total() == created
 
@@ -353,8 +364,7 @@ async def test_an_abandoned_batch_leaves_its_calls_on_the_queue(client, plaid, r
         await queue.submit(client, creation_requests(report, 2))
         following = queue.follow(client)
         running = asyncio.ensure_future(following)
-        await wait_until_async(lambda: following.progress.requests_read == 2)
-        await asyncio.sleep(0.1)
+        await wait_until_async(lambda: len(queued_calls()) == 2)
         following.abandon()
         abandoned = await running
     async with run_worker():
@@ -366,15 +376,15 @@ async def test_an_outcome_that_arrives_together_with_the_end_is_kept(
     client, plaid, report, open_run, run_worker
 ):
     """A batch that stops after a call has ended, and before it has noticed that, has the outcome of the call."""
-
-    def running_call():
-        return next((task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)), None)
-
-    async with run_worker(), open_run() as (queue, _):
+    async with (
+        run_worker(),
+        open_run() as (queue, _),
+    ):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
-        await wait_until_async(running_call)
-        call = running_call()
+        await wait_until_async(queued_calls)
+        (call,) = queued_calls()
+        # To await the call would take longer than the batch needs to notice its end.
         while not call.done():
             await asyncio.sleep(0)
         batch.sending.stop(None)
@@ -402,10 +412,11 @@ async def test_a_call_that_is_stopped_while_it_is_added_to_the_queue_is_taken_of
         temporal_server.address, data_converter=data_converter(KEY), interceptors=[Holding()]
     )
     async with open_queue(temporal, task_queue, journal_url) as (queue, _):
-        running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
+        batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
+        running = asyncio.ensure_future(batch)
         await held.wait()
         running.cancel()
-        await asyncio.sleep(0.1)
+        await wait_until_async(lambda: batch.sending.stopped)
         gate.set()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -415,13 +426,19 @@ async def test_a_call_that_is_stopped_while_it_is_added_to_the_queue_is_taken_of
 
 async def test_a_drain_is_ended_by_abandoning_the_batch(client, plaid, report, open_run, run_worker):
     """A call that a worker has begun and that isn't waited for is unknown."""
-    plaid.fail(Fault(path=CREATE, latency=1.0))
-    async with run_worker(), open_run() as (queue, _):
+    plaid.fail(Fault(path=CREATE, latency=2.0))
+    async with (
+        run_worker(),
+        open_run() as (queue, journal),
+    ):
         batch = client.relay.create_many(creation_requests(report, 1), task_queue=queue)
         running = asyncio.ensure_future(batch)
         await wait_for_requests(plaid, 1)
         running.cancel()
-        await asyncio.sleep(0.1)
+        handle = activity_handle(queue, await pair_of(journal))
+        await read_until(
+            handle.describe, lambda activity: activity.run_state is PendingActivityState.CANCEL_REQUESTED
+        )
         batch.abandon()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -534,8 +551,8 @@ async def test_a_cancelled_run_is_not_created_by_workers(client, plaid, report, 
         cancelled = await queue.cancel()
         remaining = await queue.cancel()
         async with run_worker():
-            await asyncio.sleep(0.5)
-            sent = len(plaid.requests)
+            await make_other_calls(open_run, client, report)
+            sent = len(plaid.requests) - OTHER_CALLS
             again = await queue.submit(client, requests)
             result = await queue.follow(client)
     assert (cancelled, sent, again.started, remaining) == (3, 0, 3, 0)

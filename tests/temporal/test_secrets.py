@@ -9,11 +9,11 @@ from datetime import timedelta
 import pytest
 from canaries import CREDENTIALS, REPORT_TOKEN, SECRET
 from journal_support import KEY
-from processes import wait_until_async
+from processes import read_until, wait_until_async
 from stored_secrets import find_secrets
 from support import CREATE, QUICK, issued_tokens
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import ActivityExecution, Client
 from temporalio.common import RetryPolicy
 from temporalio.worker import Worker as ActivityWorker
 
@@ -34,11 +34,11 @@ async def return_same(text: str) -> str:
 
 async def wait_until_listed(temporal_client: Client, run: str, count: int) -> None:
     """Wait until Temporal lists the activities of a run, which it does a moment after they have started."""
-    async with asyncio.timeout(60):
-        while (
-            len([each async for each in temporal_client.list_activities(f"PlaidRelayRun = '{run}'")]) < count
-        ):
-            await asyncio.sleep(0.05)
+
+    async def list_activities() -> list[ActivityExecution]:
+        return [each async for each in temporal_client.list_activities(f"PlaidRelayRun = '{run}'")]
+
+    await read_until(list_activities, lambda listed: len(listed) >= count)
 
 
 async def test_the_search_finds_what_is_not_encrypted(temporal_server, temporal_client, postgres, task_queue):

@@ -9,13 +9,16 @@ import traceback
 import pytest
 from canaries import REPORT_TOKEN, assert_error_is_clean, package_frames
 from journal_support import KEY, OTHER_KEY, creation_requests, read_records
+from processes import read_until
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from support import CREATE, OWNER, QUICK
 from temporal_support import (
     LONG,
+    OTHER_CALLS,
     activity_handle,
     create_on_queue,
+    make_other_calls,
     open_queue,
     pair_of,
     running_worker,
@@ -222,9 +225,7 @@ async def test_the_journals_of_runs_that_have_ended_are_closed(
         for number in range(10):
             async with open_run(f"run-{number}", on_existing="create") as (queue, _):
                 assert (await create_on_queue(queue, client, report, 1)).counts == {"created": 1}
-        async with asyncio.timeout(LONG):
-            while len(journals := await postgres.execute(OPEN_JOURNALS)) > 8:
-                await asyncio.sleep(0.05)
+        journals = await read_until(lambda: postgres.execute(OPEN_JOURNALS), lambda rows: len(rows) <= 8)
     remaining = await postgres.execute(OPEN_JOURNALS)
     assert (len(journals), remaining) == (8, [])
     assert len(plaid.ledger) == 10
@@ -370,7 +371,7 @@ async def test_a_second_cancellation_ends_a_worker_in_the_middle_of_a_call(
         await wait_for_requests(plaid, 1)
         for _ in range(2):
             worker.cancel()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # nothing shows that its drain has begun
         with pytest.raises(asyncio.CancelledError):
             await worker
         result = await running
@@ -392,7 +393,7 @@ async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
         await queue.submit(client, creation_requests(report, 1))
         handle = activity_handle(queue, await pair_of(journal))
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # nothing shows that the process waits for the activity
         if action == "delete":
             await temporal_client.workflow_service.delete_activity_execution(
                 DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
@@ -523,13 +524,13 @@ async def test_a_call_that_an_operator_pauses_is_made_later(client, plaid, repor
         again = await queue.submit(client, creation_requests(report, 1))
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
         async with run_worker():
-            await asyncio.sleep(0.5)
-            paused = len(plaid.requests)
+            await make_other_calls(open_run, client, report)
+            paused = len(plaid.requests) - OTHER_CALLS
             await handle.unpause()
             result = await running
     assert (again.pending, paused) == (1, 0)
     assert result.counts == {"created": 1}
-    assert len(plaid.requests) == 1
+    assert len(plaid.requests) == 1 + OTHER_CALLS
 
 
 # ------------------------------------------------------------------------------- a server that rejects

@@ -7,6 +7,8 @@ import contextlib
 
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
+from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
+from temporalio.service import RPCError
 
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
@@ -42,6 +44,17 @@ async def create_on_queue(queue, client, report, count=10, **options):
 def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
     """Return the handle of the activity of a pair, or of the keyed hash of a token to remove."""
     return queue._handle(activity, name, repetition)
+
+
+async def delete_activity(temporal_client, handle):
+    """Delete an activity that has ended, as the server does after the retention of the namespace."""
+    await temporal_client.workflow_service.delete_activity_execution(
+        DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
+    )
+    with contextlib.suppress(RPCError):
+        while True:  # it is deleted a moment later
+            await handle.describe()
+            await asyncio.sleep(0.05)
 
 
 async def wait_for_requests(plaid, count):

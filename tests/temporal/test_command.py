@@ -196,6 +196,34 @@ def test_cancel(simulator, bulk, run, start_worker, task_queue):
     assert stop(worker)[0] == 0
 
 
+def test_cancel_and_revoke(simulator, bulk, run, start_worker, task_queue):
+    """`revoke` is refused while calls are queued, or warns if it can't know; then the way out is `cancel`."""
+    worker = start_worker()
+    assert bulk(2).status == 0
+    assert run("revoke", "nov", "--yes", "--partner", "p0", "--task-queue", task_queue).status == 0
+    assert stop(worker)[0] == 0
+    assert table_of(bulk(10, "--detach").err)["started"] == "9"  # p0 is created again
+    revoke = ("revoke", "nov", "--yes")
+    refused = run(*revoke, "--task-queue", task_queue)
+    assert (refused.status, refused.out) == (1, "")
+    assert "the run 'nov' is in progress: creations that are queued, or that a worker makes: 9" in refused.err
+    assert "Cancel it with plaid-relay cancel" in refused.err
+    assert sorted(entry["removed"] for entry in simulator.ledger) == [False, True]
+    unchecked = run(*revoke)
+    assert (unchecked.status, table_of(unchecked.err)["removed"]) == (1, "1")
+    assert "pairs without an outcome, which may still get a token: 8\n" in unchecked.err  # p0 is revoked
+    assert "cancel it, and repeat this command with --task-queue" in unchecked.err
+
+    assert "cancelled: 9\n" in run("cancel", "nov", "--task-queue", task_queue).err
+    revoked = run(*revoke, "--task-queue", task_queue)
+    assert (revoked.status, revoked.out) == (0, ""), revoked.err
+    worker = start_worker()
+    assert bulk(10).status == 0
+    assert table_of(run(*revoke, "--task-queue", task_queue).err)["removed"] == "10"
+    assert stop(worker)[0] == 0
+    assert [entry["removed"] for entry in simulator.ledger] == [True] * 12
+
+
 def test_a_worker_drains(simulator, bulk, start_worker):
     """At SIGTERM, a worker completes the calls in flight; a second signal abandons them."""
     simulator.fail(Fault(path=CREATE, latency=1.0))

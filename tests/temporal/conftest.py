@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from journal_support import KEY
-from processes import SIGNALS
+from processes import SIGNALS, ignoring_signals, running_process
+from temporal_command import COMMAND, REPORT, CompletedCommand
 from temporal_server import TemporalServer
 from temporalio.client import Client
 
+from plaid_relay_async.cli import main
 from plaid_relay_async.temporal import data_converter
+from plaid_relay_async.testing import SimulatorThread
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +71,90 @@ def size(request):
     """A function that takes the sizes of a sample and of the full proof, and returns the one to run."""
     full_size = request.config.getoption("--endurance")
     return lambda sample, full: full if full_size else sample
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path):
+    """A simulator, with the environment that selects it, a Temporal server and a journal."""
+    with SimulatorThread(reports=[REPORT]) as simulator:
+        variables = {
+            "PLAID_BASE_URL": simulator.url,
+            "PLAID_CLIENT_ID": "owner",
+            "PLAID_SECRET": "canary-secret",
+            "PLAID_RELAY_KEY": KEY,
+            "PLAID_RELAY_JOURNAL": journal_url,
+            "TEMPORAL_ADDRESS": temporal_server.address,
+            # No setting of the user who runs the tests.
+            "HOME": str(tmp_path),
+            "XDG_CONFIG_HOME": str(tmp_path),
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("PLAID_ENV", raising=False)
+        yield simulator
+
+
+@pytest.fixture
+def run(simulator, capfd):
+    """Run the command in this process."""
+
+    def run(*args):
+        status = main([str(word) for word in args])
+        return CompletedCommand(status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start_worker(simulator, task_queue):
+    """Start a worker process, and return it once it is ready."""
+    with ExitStack() as stack:
+
+        def start_worker(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            command = [*COMMAND, "worker", "--task-queue", task_queue, *map(str, args)]
+            process = stack.enter_context(running_process(command, **pipes))
+            assert (
+                process.stdout.readline()
+                == f"listening on {task_queue} at {os.environ['TEMPORAL_ADDRESS']}\n"
+            )
+            return process
+
+        yield start_worker
+
+
+@pytest.fixture
+def bulk_arguments(task_queue, tmp_path):
+    """A function that returns the arguments of `bulk` for a number of partners, on the task queue."""
+
+    def bulk_arguments(count, *args):
+        path = tmp_path / "partners.csv"
+        path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
+        options = ("--report-token", REPORT, "--task-queue", task_queue, "--run", "nov")
+        return ("bulk", path, *options, *args)
+
+    return bulk_arguments
+
+
+@pytest.fixture
+def bulk(run, bulk_arguments):
+    """Run `bulk` in this process."""
+    return lambda *args: run(*bulk_arguments(*args))
+
+
+@pytest.fixture
+def start():
+    """Start the command in another process, and return it."""
+    with ExitStack() as stack:
+
+        def start(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            # A command that has run in this process leaves signals ignored.
+            with ignoring_signals():
+                process = running_process([*COMMAND, *map(str, args)], **pipes)
+                return stack.enter_context(process)
+
+        yield start

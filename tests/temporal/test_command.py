@@ -9,114 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import pytest
-from attrs import frozen
 from google.protobuf.duration_pb2 import Duration
-from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE
+from temporal_command import COMMAND, lines_of, stop, table_of, tokens_of
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client
 
-from plaid_relay_async.cli import main
 from plaid_relay_async.simulator import Fault
-from plaid_relay_async.testing import SimulatorThread
-
-COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
-REPORT = "assets-sandbox-1111"
-
-
-@frozen
-class CompletedCommand:
-    """The exit status and the output of a command."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def simulator(monkeypatch, temporal_server, task_queue, journal_url, tmp_path):
-    """A simulator, with the environment that selects it, a Temporal server and a journal."""
-    with SimulatorThread(reports=[REPORT]) as simulator:
-        variables = {
-            "PLAID_BASE_URL": simulator.url,
-            "PLAID_CLIENT_ID": "owner",
-            "PLAID_SECRET": "canary-secret",
-            "PLAID_RELAY_KEY": KEY,
-            "PLAID_RELAY_JOURNAL": journal_url,
-            "TEMPORAL_ADDRESS": temporal_server.address,
-            # No setting of the user who runs the tests.
-            "HOME": str(tmp_path),
-            "XDG_CONFIG_HOME": str(tmp_path),
-        }
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("PLAID_ENV", raising=False)
-        yield simulator
-
-
-@pytest.fixture
-def run(simulator, capfd):
-    """Run the command in this process."""
-
-    def run(*args):
-        status = main([str(word) for word in args])
-        return CompletedCommand(status, *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def start_worker(simulator, task_queue):
-    """Start a worker process, and return it once it is ready."""
-    with ExitStack() as stack:
-
-        def start_worker(*args):
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            command = [*COMMAND, "worker", "--task-queue", task_queue, *map(str, args)]
-            process = stack.enter_context(running_process(command, **pipes))
-            assert (
-                process.stdout.readline()
-                == f"listening on {task_queue} at {os.environ['TEMPORAL_ADDRESS']}\n"
-            )
-            return process
-
-        yield start_worker
-
-
-def stop(process):
-    """Send SIGTERM to a worker, and return its exit status and what it wrote to standard error."""
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err
-
-
-@pytest.fixture
-def bulk(run, task_queue, tmp_path):
-    """Run `bulk` for a number of partners, on the task queue."""
-
-    def bulk(count, *args):
-        path = tmp_path / "partners.csv"
-        path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
-        return run("bulk", path, "--report-token", REPORT, "--task-queue", task_queue, "--run", "nov", *args)
-
-    return bulk
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def tokens_of(lines):
-    return {line["secondary_client_id"]: line["relay_token"] for line in lines}
-
-
-def table_of(text):
-    """Return the closing table of a command."""
-    return dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
 
 
 def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tmp_path):
@@ -264,6 +166,8 @@ def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch)
     assert status == 0
     assert "the task is from another journal or for another lender than this worker's" in err
     assert "Traceback" not in err
+    start_worker()
+    assert bulk(1).status == 0
 
 
 def test_an_unknown_namespace(simulator, bulk, run, task_queue):

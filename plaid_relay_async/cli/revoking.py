@@ -113,11 +113,10 @@ class RevokeRunner(BatchRunner):
 
     async def _send_all(self, batch: Batch[Any, Any]) -> None:
         await super()._send_all(batch)
-        if not self._interruptions:
-            later = await self.read_again()
-            new_tokens = later.partners.keys() - self.tokens.partners.keys()
-            self._later_count = len(new_tokens) + len(later.malformed) - len(self.tokens.malformed)
-            self.tokens.unknown = later.unknown
+        later = await self.read_again()
+        new_tokens = later.partners.keys() - self.tokens.partners.keys()
+        self._later_count = len(new_tokens) + len(later.malformed) - len(self.tokens.malformed)
+        self.tokens.unknown = later.unknown
 
     async def _write_remaining(self, result: BatchResult[Any, Any]) -> None:
         await super()._write_remaining(result)

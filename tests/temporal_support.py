@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import sys
 import uuid
 from datetime import timedelta
 
 from journal_support import KEY, creation_requests
 from processes import wait_until_async
+from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
+from temporalio.service import RPCError
 
 from plaid_relay_async import RelayCreateRequest
 from plaid_relay_async.journal import Journal
 from plaid_relay_async.temporal import TaskQueue, Worker
 
-COMMAND = [sys.executable, "-Im", "plaid_relay_async.cli"]
-REPORT = "assets-sandbox-1111"  # of the fixture `simulator`
 INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 LONG = 60.0  # seconds; a limit that no call of a test reaches
 OTHER_CALLS = 8  # some for most of the four partitions of a task queue
@@ -78,6 +76,17 @@ def queued_calls():
     return [task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)]
 
 
+async def delete_activity(temporal_client, handle):
+    """Delete an activity that has ended, as the server does after the retention of the namespace."""
+    await temporal_client.workflow_service.delete_activity_execution(
+        DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
+    )
+    with contextlib.suppress(RPCError):
+        while True:  # it is deleted a moment later
+            await handle.describe()
+            await asyncio.sleep(0.05)
+
+
 async def wait_for_requests(plaid, count):
     """Wait until a simulator has received a number of requests."""
     await wait_until_async(lambda: len(plaid.requests) >= count)
@@ -87,10 +96,3 @@ async def pair_of(journal, run="x"):
     """Return the ID of the only pair of a run."""
     (pair,) = [pair async for pair in journal.pair_ids(run)]
     return pair
-
-
-def stop_worker(process):
-    """Send SIGTERM to a worker process, and return its exit status and what it wrote to standard error."""
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err

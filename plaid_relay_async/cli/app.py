@@ -64,7 +64,15 @@ from plaid_relay_async.cli.signals import signals
 from plaid_relay_async.cli.simulate import parse_clients, serve_simulator
 from plaid_relay_async.cli.sources import InputSource
 from plaid_relay_async.cli.survey import InputSurvey
-from plaid_relay_async.cli.temporal import batch_concurrency, cancel, rate, recording_on, runner_of, worker
+from plaid_relay_async.cli.temporal import (
+    batch_concurrency,
+    cancel,
+    check_not_queued,
+    rate,
+    recording_on,
+    runner_of,
+    worker,
+)
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions
 from plaid_relay_async.cli.webhooks import webhooks
 from plaid_relay_async.codec import to_json
@@ -75,6 +83,7 @@ from plaid_relay_async.redaction import redact_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from plaid_relay_async.journal import Journal
     from plaid_relay_async.models import RelayRemoveResponse
     from plaid_relay_async.outcomes import LateOutcome
 
@@ -365,6 +374,8 @@ def revoke(
 ) -> ExitStatus:
     """Revoke the relay tokens that a run created, and write an outcome for each.
 
+    If the run was on a task queue, pass --task-queue, and cancel the run first if calls are still queued.
+
     To resume it after an interruption, repeat the command with --append or another --output.
 
     Ctrl-C stops sending and waits for the calls in flight; a second Ctrl-C abandons them.
@@ -372,13 +383,29 @@ def revoke(
     concurrency = batch_concurrency(temporal_options, concurrency)
     client, journal = client_options.build_client(concurrency), existing_journal.build_journal(name)
     connection = temporal_options.connection_for(journal, existing_journal.key_file, client_options)
-    tokens = run_query(journal, lambda journal: TokensToRevoke.read(journal, name, partner))
+
+    async def read_tokens(journal: Journal) -> TokensToRevoke:
+        if connection is None:
+            return await TokensToRevoke.read(journal, name, partner)
+        # The queue is first: a call that leaves it has its outcome in the journal then.
+        await check_not_queued(connection, journal, partner)
+        return evolve(await TokensToRevoke.read(journal, name, partner), maybe_queued=0)
+
+    tokens = run_query(journal, read_tokens)
+    if tokens.maybe_queued:
+        print_message(*tokens.warning(), level=logging.WARNING)
     question = f"Revoke the relay tokens of the run {name!r} ({len(tokens.partners):,})?"
     if tokens.partners and not confirm(question, yes=yes):
         return ExitStatus.FAILED
     rows = FileRows(iter(tokens.partners), len(tokens.partners))
-    recording = recording_on(connection, journal)
-    create_runner = partial(RevokeRunner, client, concurrency=concurrency, recording=recording, tokens=tokens)
+    create_runner = partial(
+        RevokeRunner,
+        client,
+        concurrency=concurrency,
+        recording=recording_on(connection, journal),
+        tokens=tokens,
+        read_again=partial(TokensToRevoke.read, journal, name, partner),
+    )
     return run_batch(create_runner, rows, output, append=append)
 
 

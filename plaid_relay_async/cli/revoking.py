@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from attrs import define, field
@@ -29,12 +30,14 @@ class TokensToRevoke:
             whitespace.
         forgotten: the number of tokens that were deleted from the journal.
         unknown: the number of pairs whose outcome is unknown.
+        maybe_queued: the number of pairs without an outcome, for which a task queue may have calls.
     """
 
     partners: dict[RelayRemoveRequest, str] = field(factory=dict)
     malformed: list[dict[str, Any]] = field(factory=list)
     forgotten: int = 0
     unknown: int = 0
+    maybe_queued: int = 0
 
     @classmethod
     async def read(cls, journal: Journal, run: str, partner: str | None) -> Self:
@@ -53,7 +56,8 @@ class TokensToRevoke:
             # Another process may still create tokens for this run, which would then not be revoked.
             if record.outcome == "in_flight":
                 raise JournalError(
-                    f"the run {run!r} is in progress", advice="Wait until it has ended, or end its process."
+                    f"the run {run!r} is in progress",
+                    advice="Wait until it has ended, end its process, or, on a task queue, cancel the run.",
                 )
             if not record.own:
                 continue
@@ -64,7 +68,16 @@ class TokensToRevoke:
                     tokens._add(token, record.secondary_client_id)
                 case "unknown", _:
                     tokens.unknown += 1
+                case "not_attempted", _:
+                    tokens.maybe_queued += journal.path is None  # a task queue requires PostgreSQL
         return tokens
+
+    def warning(self) -> tuple[str, str]:
+        """Return the lines of a message about tokens that may be created later."""
+        return (
+            f"pairs without an outcome, which may still get a token: {self.maybe_queued:,}",
+            "if the run was on a task queue, cancel it, and repeat this command with --task-queue",
+        )
 
     def _add(self, token: str, partner: str) -> None:
         try:
@@ -77,11 +90,18 @@ class TokensToRevoke:
 
 @define(eq=False)
 class RevokeRunner(BatchRunner):
-    """Sends a batch of removals."""
+    """Sends a batch of removals, and then looks for tokens that were created meanwhile.
+
+    Attributes:
+        tokens: the tokens of the run.
+        read_again: reads the tokens of the run again.
+    """
 
     outcome_kinds: ClassVar[tuple[str, ...]] = ("removed", "failed", "unknown", "not_attempted")
 
     tokens: TokensToRevoke = field(kw_only=True)
+    read_again: Callable[[], Awaitable[TokensToRevoke]] = field(kw_only=True)
+    _later_count: int | None = field(default=None, init=False)
 
     def _create_batch(self, arguments: dict[str, Any]) -> Batch[Any, Any]:
         return self.client.relay.remove_many(
@@ -90,6 +110,13 @@ class RevokeRunner(BatchRunner):
 
     def _output_fields(self, outcome: Any) -> dict[str, Any]:
         return outcome_fields(outcome, self.tokens.partners[getattr(outcome, "request", outcome)])
+
+    async def _send_all(self, batch: Batch[Any, Any]) -> None:
+        await super()._send_all(batch)
+        later = await self.read_again()
+        new_tokens = later.partners.keys() - self.tokens.partners.keys()
+        self._later_count = len(new_tokens) + len(later.malformed) - len(self.tokens.malformed)
+        self.tokens.unknown = later.unknown
 
     async def _write_remaining(self, result: BatchResult[Any, Any]) -> None:
         await super()._write_remaining(result)
@@ -110,6 +137,13 @@ class RevokeRunner(BatchRunner):
             self.display.print_message(
                 f"unknown outcomes, each of which may have left a valid token: {self.tokens.unknown:,}"
             )
+        if self._later_count:
+            self.display.print_message(
+                f"tokens that were created meanwhile, and stay valid: {self._later_count:,}",
+                "repeat the command to revoke them",
+            )
+        if self.tokens.maybe_queued:
+            self.display.print_message(*self.tokens.warning())
 
     def exit_status(self, counts: OutcomeCounts) -> ExitStatus:
         """Return the exit status, which also reflects tokens that can't be revoked."""
@@ -118,7 +152,7 @@ class RevokeRunner(BatchRunner):
             ExitStatus.UNKNOWN
             if self.tokens.unknown
             else ExitStatus.FAILED
-            if self.tokens.forgotten
+            if self.tokens.forgotten or self.tokens.maybe_queued or self._later_count != 0
             else ExitStatus.DONE
         )
         return max(super().exit_status(counts), unrevoked)

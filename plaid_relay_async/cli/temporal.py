@@ -31,7 +31,7 @@ from plaid_relay_async.cli.progress import OutcomeCounts
 from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
-from plaid_relay_async.errors import NotSentError
+from plaid_relay_async.errors import JournalError, NotSentError
 from plaid_relay_async.telemetry import PACKAGE
 
 if TYPE_CHECKING:
@@ -102,6 +102,29 @@ async def _connect(connection: TemporalConnection, journal: Journal) -> tuple[Ta
     search_attribute = await connection.has_search_attribute(client)
     queue = TaskQueue(client, connection.task_queue, journal=journal, search_attribute=search_attribute)
     return queue, client
+
+
+async def check_not_queued(connection: TemporalConnection, journal: Journal, partner: str | None) -> None:
+    """Check that no creation of the run is queued, or made by a worker.
+
+    Args:
+        connection: the connection to Temporal.
+        journal: the open journal of the run.
+        partner: the partner to check the creations of; `None` checks those of all partners.
+
+    Raises:
+        JournalError: there are such creations, or the journal can't be read.
+        NotSentError: the server can't be used.
+    """
+    from plaid_relay_async.temporal import TaskQueue
+
+    queue = TaskQueue(await connection.open(), connection.task_queue, journal=journal)
+    if count := await queue.count_pending(partner=partner):
+        raise JournalError(
+            f"the run {journal.run!r} is in progress: creations that are queued, or that a worker makes: "
+            f"{count:,}",
+            advice="Cancel it with plaid-relay cancel, or wait until it has ended; then repeat the command.",
+        )
 
 
 def runner_of(options: SubmissionOptions) -> type[BatchRunner]:

@@ -447,23 +447,24 @@ class Journal:
                 has characters that aren't printable, or no key decrypts a token.
             JournalError: the run doesn't exist, or the journal can't be read.
         """
+        async for row, source, alive in self._read_rows(run, outcomes, partner):
+            yield to_record(source, self._keyring, own=source is row, alive=alive)
+
+    async def pair_ids(
+        self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
+    ) -> AsyncIterator[str]:
+        """Yield the ID of each pair of a run; see `records` for the order, the arguments and the errors."""
+        async for row, _, _ in self._read_rows(run, outcomes, partner):
+            if row.current:  # a pair has other rows if tokens of it were removed
+                yield row.pair
+
+    async def _read_rows(
+        self, run: str, outcomes: Collection[str], partner: str | None
+    ) -> AsyncIterator[tuple[Row, Row, bool]]:
+        """Yield the rows of a run, as `read_page` returns them; see `records` for the arguments."""
         _check_outcomes(outcomes)
         if partner is not None:
             _check_printable("partner", partner)
-        async for row, source, alive in self._read_rows(run, partner):
-            record = to_record(source, self._keyring, own=source is row, alive=alive)
-            if not outcomes or record.outcome in outcomes:
-                yield record
-
-    async def pair_ids(self, run: str, *, outcomes: Collection[str] = ()) -> AsyncIterator[str]:
-        """Yield the pair IDs of a run, in the order of `records`, which has the arguments and errors."""
-        _check_outcomes(outcomes)
-        async for row, source, alive in self._read_rows(run, None):
-            if not outcomes or outcome_name(source.state, alive=alive) in outcomes:
-                yield row.pair
-
-    async def _read_rows(self, run: str, partner: str | None) -> AsyncIterator[tuple[Row, Row, bool]]:
-        """Yield the rows of a run, as `read_page` returns them."""
         after = -1
         while True:
 
@@ -472,8 +473,9 @@ class Journal:
                 return read_page(connection, self._open_resources.registry, run_id, after, partner)
 
             page = await self._run_transaction(work)
-            for each in page:
-                yield each
+            for row, source, alive in page:
+                if not outcomes or outcome_name(source.state, alive=alive) in outcomes:
+                    yield row, source, alive
             if len(page) < ROWS_PER_PAGE:
                 return
             after = page[-1][0].id

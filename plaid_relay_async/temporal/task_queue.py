@@ -12,13 +12,20 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from attrs import define, evolve, field, frozen
-from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
+from temporalio.client import (
+    ActivityExecutionStatus,
+    ActivityFailureError,
+    ActivityHandle,
+    PendingActivityState,
+)
 from temporalio.common import (
     ActivityIDReusePolicy,
     RetryPolicy,
@@ -50,7 +57,7 @@ from plaid_relay_async.temporal.requests import BACKOFF_SECONDS, TemporalRequest
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, activity_of, check_queue_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 
     from temporalio.client import ActivityExecutionDescription, Client
 
@@ -70,7 +77,18 @@ _MAX_DECLINED_SECONDS: Final = 300.0
 # above 4 MB, as if its resources were exhausted for the moment.
 _MAX_TASK_BYTES: Final = 1_500_000
 _MAX_DELETED: Final = 10  # deleted activities of a pair after which others are looked for
+_MAX_LOOKUPS: Final = 50  # pairs of a run whose activities are looked up concurrently
+# Outcomes of pairs that may be on the queue: a token may be created again after any but `created`.
+_QUEUEABLE: Final = ("not_attempted", "failed", "unknown", "removed")
 _PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
+# States of a pending activity that a worker has begun.
+_BEGUN: Final = frozenset(
+    {
+        PendingActivityState.STARTED,
+        PendingActivityState.CANCEL_REQUESTED,
+        PendingActivityState.PAUSE_REQUESTED,
+    }
+)
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # The failures of a worker that refuses every task. `NotFoundError` is that of another program's worker.
 _REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
@@ -79,6 +97,7 @@ _REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
 _REPEATABLE: Final = frozenset(
     {JournalError.__name__, "CallNotMadeError", "CancelledError", "ActivityPause", "ActivityReset"}
 )
+_logger = logging.getLogger("plaid_relay_async.temporal")
 
 
 @frozen
@@ -340,7 +359,8 @@ class TaskQueue:
 
         It can be left with `abandon`, and called again in another process. It reads the requests from
         Temporal, which deletes them some time after they have ended (the retention of the namespace). After
-        that, only the journal has their outcomes.
+        that, only the journal has their outcomes: the batch has none for these pairs, and at its end, a
+        warning is logged with their number.
 
         Args:
             client: an open client of the lender; it sends nothing.
@@ -349,11 +369,20 @@ class TaskQueue:
         return client.relay.create_many(self._read_requests(), task_queue=self, **options)
 
     async def _read_requests(self) -> AsyncIterator[RelayCreateRequest]:
-        async for pair in self._journal.pair_ids(self.run):
-            for _, description in (await self._find_activities(pair, include_input=True))[:1]:
+        deleted = 0
+        async for activities in self._for_each_pair(partial(self._find_activities, include_input=True)):
+            if not activities:
+                deleted += 1
+            for _, description in activities[:1]:
                 payloads: Any = await description.input()
                 request: Any = Task.from_payload(CREATE_ACTIVITY, payloads[0]).request
                 yield request
+        if deleted:
+            _logger.warning(
+                "%d pairs of the run aren't followed, because Temporal doesn't have their requests, or has "
+                "deleted them; plaid-relay export has what the journal has recorded of them",
+                deleted,
+            )
 
     async def cancel(self) -> int:
         """Take the creations of the run off the queue, and return their number.
@@ -366,13 +395,58 @@ class TaskQueue:
             JournalError: the journal can't be read, or doesn't have the run.
         """
         count = 0
-        # A pair with an earlier outcome may be on the queue again, with `retry_failed` or `retry_unknown`.
-        async for pair in self._journal.pair_ids(self.run, outcomes=("not_attempted", "failed", "unknown")):
-            for handle, description in await self._find_activities(pair):
-                if description.status in _PENDING:
-                    await self.requests.repeat(handle.cancel)
-                    count += 1
+        async for cancelled in self._for_each_pair(self._cancel_pair, outcomes=_QUEUEABLE):
+            count += cancelled
         return count
+
+    async def _cancel_pair(self, pair: str) -> int:
+        count = 0
+        for handle, description in await self._find_activities(pair):
+            if description.status in _PENDING and description.run_state not in _BEGUN:
+                await self.requests.repeat(handle.cancel)
+                count += 1
+        return count
+
+    async def count_pending(self, *, partner: str | None = None) -> int:
+        """Return the number of the run's pairs with a creation that is queued, or that a worker makes.
+
+        Args:
+            partner: count only the pairs of this partner.
+
+        Raises:
+            ConfigurationError: Temporal rejects the request, or `partner` is invalid.
+            JournalError: the journal can't be read, or doesn't have the run.
+        """
+        count = 0
+        async for activities in self._for_each_pair(
+            self._find_activities, outcomes=_QUEUEABLE, partner=partner
+        ):
+            count += any(description.status in _PENDING for _, description in activities)
+        return count
+
+    async def _for_each_pair(
+        self, function: Callable[[str], Coroutine[Any, Any, T]], **selection: Any
+    ) -> AsyncGenerator[T, None]:
+        """Yield what a function returns for each pair of the run, in the order of the journal.
+
+        A limited number of pairs are processed concurrently.
+
+        Args:
+            function: takes a pair ID.
+            selection: arguments of `Journal.pair_ids`.
+        """
+        lookups: deque[asyncio.Task[T]] = deque()
+        try:
+            async for pair in self._journal.pair_ids(self.run, **selection):
+                lookups.append(asyncio.create_task(function(pair)))
+                if len(lookups) == _MAX_LOOKUPS:
+                    yield await lookups.popleft()
+            while lookups:
+                yield await lookups.popleft()
+        finally:
+            for lookup in lookups:
+                lookup.cancel()
+            await asyncio.gather(*lookups, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------- activities
 

@@ -5,6 +5,7 @@ import csv
 import datetime as dt
 import json
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
+from processes import wait_until
 from support import CREATE, REMOVE
 
 from plaid_relay_async.journal import Journal
@@ -408,6 +410,29 @@ def test_revoke_during_a_run(start, run, spawn, partners, journal_path):
     process.wait()
     result = run("revoke", "nov", "--yes")
     assert (result.status, "may have left a valid token: 10" in result.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("latency", "problem"),
+    [
+        (0.0, "tokens that were created meanwhile, and stay valid: 1\nrepeat the command to revoke them"),
+        (30.0, "the run 'nov' is in progress"),
+    ],
+    ids=["created", "in flight"],
+)
+def test_a_creation_during_revoke(plaid, run, spawn, partners, journal_path, latency, problem):
+    """`revoke` looks for tokens that were created meanwhile, which it doesn't revoke, and has status 1."""
+    assert bulk(run, partners(2)).status == 0
+    plaid.fail(Fault(path=REMOVE, latency=3.0))
+    revoking = spawn("revoke", "nov", "--yes")
+    wait_until(lambda: len(plaid.requests) == 4)
+    plaid.fail(Fault(path=CREATE, latency=latency))
+    creating = spawn("create", "--report-token", REPORT, "--partner", "q", "--run", "nov")
+    wait_until(lambda: len(plaid.requests) == 5)
+    _, err = revoking.communicate()
+    creating.kill()
+    assert (revoking.returncode, problem in err) == (1, True), err
+    assert re.search(r"^removed +2$", err, re.MULTILINE)
 
 
 def test_rotate(plaid, run, partners, journal_path, tmp_path, monkeypatch):

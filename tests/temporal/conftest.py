@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from attrs import define, field, frozen
+from attrs import define, field
 from journal_support import KEY
-from processes import SIGNALS, running_process
+from processes import SIGNALS, ignoring_signals, running_process
+from temporal_command import COMMAND, REPORT, CompletedCommand
 from temporal_server import TemporalServer
-from temporal_support import COMMAND, REPORT, open_queue, running_worker
+from temporal_support import open_queue, running_worker
 from temporalio.client import Client
 
 from plaid_relay_async.cli import main
@@ -102,15 +103,6 @@ def size(request):
 
 
 # -------------------------------------------------------------------------------------------- the command
-
-
-@frozen
-class CompletedCommand:
-    """The exit status and the output of a command."""
-
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -205,12 +197,34 @@ def start_worker(simulator, task_queue):
 
 
 @pytest.fixture
-def bulk(run, task_queue, tmp_path):
-    """Run `bulk` for a number of partners, on the task queue."""
+def bulk_arguments(task_queue, tmp_path):
+    """A function that returns the arguments of `bulk` for a number of partners, on the task queue."""
 
-    def bulk(count, *args):
+    def bulk_arguments(count, *args):
         path = tmp_path / "partners.csv"
         path.write_text("secondary_client_id\n" + "".join(f"p{number}\n" for number in range(count)))
-        return run("bulk", path, "--report-token", REPORT, "--task-queue", task_queue, "--run", "nov", *args)
+        options = ("--report-token", REPORT, "--task-queue", task_queue, "--run", "nov")
+        return ("bulk", path, *options, *args)
 
-    return bulk
+    return bulk_arguments
+
+
+@pytest.fixture
+def bulk(run, bulk_arguments):
+    """Run `bulk` in this process."""
+    return lambda *args: run(*bulk_arguments(*args))
+
+
+@pytest.fixture
+def start():
+    """Start the command in another process, and return it."""
+    with ExitStack() as stack:
+
+        def start(*args):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            # A command that has run in this process leaves signals ignored.
+            with ignoring_signals():
+                process = running_process([*COMMAND, *map(str, args)], **pipes)
+                return stack.enter_context(process)
+
+        yield start

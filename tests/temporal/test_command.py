@@ -18,25 +18,12 @@ from google.protobuf.duration_pb2 import Duration
 from journal_support import KEY
 from processes import running_process, wait_until
 from support import CREATE, max_in_window
-from temporal_support import COMMAND, REPORT, stop_worker
+from temporal_command import COMMAND, REPORT, lines_of, stop, table_of, tokens_of
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import ActivityFailureError, Client
 
 from plaid_relay_async.simulator import Fault, Limit
 from plaid_relay_async.temporal import data_converter
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def tokens_of(lines):
-    return {line["secondary_client_id"]: line["relay_token"] for line in lines}
-
-
-def table_of(text):
-    """Return the closing table of a command."""
-    return dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
 
 
 def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tmp_path):
@@ -74,7 +61,7 @@ def test_a_run_as_a_local_one(simulator, bulk, run, start_worker, task_queue, tm
     )
     assert revoked.status == 3  # the outcome of p5 is still unknown
     assert [line["outcome"] for line in lines_of(tmp_path / "revoked.jsonl")] == ["removed"] * 18
-    assert [stop_worker(worker)[0] for worker in workers] == [0, 0]
+    assert [stop(worker)[0] for worker in workers] == [0, 0]
 
 
 def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, task_queue, tmp_path):
@@ -93,7 +80,7 @@ def test_a_run_that_is_left_to_the_workers(simulator, bulk, run, start_worker, t
     assert len(simulator.ledger) == 30
     third = bulk(30, "--detach")
     assert table_of(third.err) | {"started": "0", "pending": "0", "recorded": "30"} == table_of(third.err)
-    assert stop_worker(worker)[0] == 0
+    assert stop(worker)[0] == 0
 
 
 def test_detach_with_options_without_effect(simulator, bulk, tmp_path):
@@ -113,7 +100,35 @@ def test_cancel(simulator, bulk, run, start_worker, task_queue):
     worker = start_worker()
     assert bulk(10).status == 0
     assert len(simulator.ledger) == 10
-    assert stop_worker(worker)[0] == 0
+    assert stop(worker)[0] == 0
+
+
+def test_cancel_and_revoke(simulator, bulk, run, start_worker, task_queue):
+    """`revoke` is refused while calls are queued, or warns if it can't know; then the way out is `cancel`."""
+    worker = start_worker()
+    assert bulk(2).status == 0
+    assert run("revoke", "nov", "--yes", "--partner", "p0", "--task-queue", task_queue).status == 0
+    assert stop(worker)[0] == 0
+    assert table_of(bulk(10, "--detach").err)["started"] == "9"  # p0 is created again
+    revoke = ("revoke", "nov", "--yes")
+    refused = run(*revoke, "--task-queue", task_queue)
+    assert (refused.status, refused.out) == (1, "")
+    assert "the run 'nov' is in progress: creations that are queued, or that a worker makes: 9" in refused.err
+    assert "Cancel it with plaid-relay cancel" in refused.err
+    assert sorted(entry["removed"] for entry in simulator.ledger) == [False, True]
+    unchecked = run(*revoke)
+    assert (unchecked.status, table_of(unchecked.err)["removed"]) == (1, "1")
+    assert "pairs without an outcome, which may still get a token: 8\n" in unchecked.err  # p0 is revoked
+    assert "cancel it, and repeat this command with --task-queue" in unchecked.err
+
+    assert "cancelled: 9\n" in run("cancel", "nov", "--task-queue", task_queue).err
+    revoked = run(*revoke, "--task-queue", task_queue)
+    assert (revoked.status, revoked.out) == (0, ""), revoked.err
+    worker = start_worker()
+    assert bulk(10).status == 0
+    assert table_of(run(*revoke, "--task-queue", task_queue).err)["removed"] == "10"
+    assert stop(worker)[0] == 0
+    assert [entry["removed"] for entry in simulator.ledger] == [True] * 12
 
 
 def test_a_worker_drains(simulator, bulk, start_worker):
@@ -122,7 +137,7 @@ def test_a_worker_drains(simulator, bulk, start_worker):
     worker = start_worker("--log-format", "json", "--concurrency", 4)
     assert bulk(4, "--detach").status == 0
     wait_until(lambda: len(simulator.requests) == 4)
-    status, err = stop_worker(worker)
+    status, err = stop(worker)
     assert status == 0
     messages = [json.loads(line)["message"] for line in err.splitlines()]
     assert "stopping: waiting for the calls in flight; a second signal abandons them" in messages
@@ -138,7 +153,7 @@ def test_a_worker_abandons(simulator, bulk, start_worker):
     wait_until(lambda: len(simulator.requests) == 1)
     worker.send_signal(signal.SIGTERM)
     assert "stopping" in worker.stderr.readline()
-    status, err = stop_worker(worker)
+    status, err = stop(worker)
     assert status == 1
     assert "calls in flight were abandoned; their outcome is unknown\n" in err
     assert "Traceback" not in err
@@ -152,10 +167,12 @@ def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch)
     result = bulk(1)
     assert result.status == 1
     assert not simulator.requests
-    status, err = stop_worker(worker)
+    status, err = stop(worker)
     assert status == 0
     assert "the task is from another journal or for another lender than this worker's" in err
     assert "Traceback" not in err
+    start_worker()
+    assert bulk(1).status == 0
 
 
 def test_a_worker_with_an_unexpected_error(simulator, start_worker, temporal_server, task_queue):
@@ -179,7 +196,7 @@ def test_a_worker_with_an_unexpected_error(simulator, start_worker, temporal_ser
     worker = start_worker()
     with pytest.raises(ActivityFailureError):
         asyncio.run(make_call())
-    status, err = stop_worker(worker)
+    status, err = stop(worker)
     assert (status, len(simulator.requests)) == (0, 0)
     assert "an activity raised an unexpected error\nTraceback (most recent call last):\n" in err
     assert "TypeError: unhashable type: 'list'" in err
@@ -234,7 +251,7 @@ def test_a_namespace_without_the_search_attribute(simulator, bulk, start_worker,
     result = bulk(3)
     assert (result.status, len(simulator.ledger)) == (0, 3), result.err
     assert "temporal operator search-attribute create --name PlaidRelayRun --type Keyword" in result.err
-    assert stop_worker(worker)[0] == 0
+    assert stop(worker)[0] == 0
 
 
 @pytest.fixture
@@ -335,7 +352,7 @@ def test_three_workers_keep_a_rate(
     assert len(arrivals.between(started_at, started_at + seconds)) >= min_share * rate * seconds
     assert len(lower_limited) >= min_share * lower_rate * seconds
     assert len(arrivals.times) == pairs
-    assert [stop_worker(worker)[0] for worker in workers] == [0, 0, 0]
+    assert [stop(worker)[0] for worker in workers] == [0, 0, 0]
 
 
 @pytest.mark.slow
@@ -351,4 +368,4 @@ def test_three_workers_adapt_to_an_unknown_limit(simulator, arrivals, bulk, star
     statuses = [each.status for each in simulator.requests][-len(later) :]
     assert statuses.count(429) < 0.03 * len(later)
     assert statuses.count(200) >= 0.6 * 1_000 * (later[-1] - later[0]) / 60
-    assert [stop_worker(worker)[0] for worker in workers] == [0, 0, 0]
+    assert [stop(worker)[0] for worker in workers] == [0, 0, 0]

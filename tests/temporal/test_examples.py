@@ -19,7 +19,7 @@ import yarl
 from journal_support import KEY
 from postgres_server import free_port
 from processes import running_process, running_process_async
-from temporal_support import COMMAND, REPORT, stop_worker
+from temporal_command import COMMAND, REPORT, stop
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 
@@ -165,7 +165,7 @@ def test_the_workers_and_the_run(simulator, temporal_server, journal_url, tmp_pa
         assert worker.stdout.readline() == f"listening on relay at {temporal_server.address}\n"
         with start(words_of_the_run()) as bulk:
             _, err = bulk.communicate(timeout=60)
-        status, _ = stop_worker(worker)
+        status, _ = stop(worker)
     assert (bulk.returncode, status, len(simulator.ledger)) == (0, 0, 1), err
     assert simulator.ledger[0]["relay_token"] in (tmp_path / "outcomes.csv").read_text()
 

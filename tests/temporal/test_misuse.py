@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 from journal_support import creation_requests
-from processes import read_until
 from support import CREATE
 from temporal_support import (
     INVALID,
     activity_handle,
     create_on_queue,
+    delete_activity,
     open_queue,
     pair_of,
     start_create,
 )
 from temporalio import activity
-from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError
-from temporalio.service import RPCError
 from temporalio.worker import Worker as ActivityWorker
 
 from plaid_relay_async import ConfigurationError, RelayCreateRequest, RequestValidationError
@@ -171,17 +167,7 @@ async def test_a_repetition_is_found_after_the_first_activity_was_deleted(
         first = activity_handle(queue, await pair_of(journal))
         await first.cancel()
         await queue.submit(client, creation_requests(report, 1))
-        await temporal_client.workflow_service.delete_activity_execution(
-            DeleteActivityExecutionRequest(namespace="default", activity_id=first.id)
-        )
-
-        async def is_deleted():
-            with contextlib.suppress(RPCError):
-                await first.describe()
-                return False
-            return True
-
-        await read_until(is_deleted)
+        await delete_activity(temporal_client, first)
         requests = [request async for request in queue._read_requests()]
         assert [request.secondary_client_id for request in requests] == ["p0"]
         assert await queue.cancel() == 1

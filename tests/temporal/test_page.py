@@ -21,7 +21,8 @@ from plaid_relay_async.cli.temporal_options import TemporalOptions
 from plaid_relay_async.simulator import Simulator
 from plaid_relay_async.temporal import Worker
 
-PAGE = (Path(__file__).parents[2] / "docs" / "temporal.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "temporal.md").read_text(encoding="utf-8")
 REPORT = "assets-sandbox-example"
 WAIT_SECONDS = 120
 
@@ -146,3 +147,12 @@ def test_the_table_names_each_option():
     names = set(re.findall(r"`--([\w-]+)`", " ".join(rows)))
     options = {each.name.replace("_", "-") for each in fields(TemporalOptions)}
     assert names == options - {"task-queue"}
+
+
+def test_the_settings_name_each_variable():
+    """docs/settings.md has the variables of the page's table, each with its option."""
+    rows = re.findall(r"^\| (`--temporal.*?) \| (`TEMPORAL.*?) \|", PAGE, re.MULTILINE)
+    settings = (DOCS / "settings.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (`TEMPORAL.*?) \| (`--temporal.*?) \|", settings, re.MULTILINE) == [
+        (variables, options) for options, variables in rows
+    ]

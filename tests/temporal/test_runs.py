@@ -18,6 +18,7 @@ from temporal_support import (
     OTHER_CALLS,
     activity_handle,
     create_on_queue,
+    delete_activity,
     make_other_calls,
     open_queue,
     pair_of,
@@ -481,6 +482,24 @@ async def test_only_what_was_submitted_is_followed(client, report, journal_url, 
     assert status.counts == {"created": 3}
 
 
+async def test_pairs_whose_requests_are_deleted_are_counted(
+    client, report, temporal_client, task_queue, journal_url, worker, caplog
+):
+    """A run that is followed after the retention has no outcomes of them, and a warning says how many."""
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        await create_on_queue(queue, client, report, 5)
+        pairs = [pair async for pair in journal.pair_ids("x")]
+        assert (await queue.follow(client)).counts == {"created": 5}
+        assert not caplog.records
+        for pair in pairs[1:4]:
+            await delete_activity(temporal_client, activity_handle(queue, pair))
+        assert (await queue.follow(client)).counts == {"created": 2}
+        (record,) = caplog.records
+    assert (record.name, record.levelname) == ("plaid_relay_async.temporal", "WARNING")
+    assert record.getMessage().startswith("3 pairs of the run aren't followed")
+    assert "plaid-relay export" in record.getMessage()
+
+
 async def test_an_outcome_that_is_recorded_during_a_submission_counts_as_recorded(
     client, plaid, report, temporal_client, task_queue, worker, open_run
 ):
@@ -570,3 +589,37 @@ async def test_a_repetition_is_cancelled(client, plaid, report, fault, setting, 
         cancelled = await queue.cancel()
         status = await journal.status("x")
     assert (submitted.started, cancelled, status.counts) == (1, 1, {kind: 1})
+
+
+async def test_a_pair_that_is_created_again_after_its_removal(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """It is queued, followed and cancelled once, although the journal has its removed token as well."""
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, journal):
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            (created,) = (await create_on_queue(queue, client, report, 1)).created
+            await client.relay.remove_many([created.relay_token], task_queue=queue)
+        assert await queue.count_pending() == 0
+        await queue.submit(client, creation_requests(report, 1))
+        assert [await queue.count_pending(partner=partner) for partner in (None, "p0", "q")] == [1, 1, 0]
+        assert await queue.cancel() == 1
+        assert await queue.count_pending() == 0
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            await create_on_queue(queue, client, report, 1)
+            followed = await queue.follow(client)
+        pairs = [pair async for pair in journal.pair_ids("x")]
+    assert (followed.counts, len(pairs), len(plaid.ledger)) == ({"created": 1}, 1, 2)
+
+
+async def test_a_call_that_a_worker_has_begun_is_not_cancelled(
+    client, plaid, report, temporal_client, task_queue, journal_url
+):
+    """It is completed, and counts as pending until then, but not as cancelled."""
+    plaid.fail(Fault(path=CREATE, secondary_client_id="p0", latency=1.0))
+    async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
+        async with running_worker(temporal_client, task_queue, client, journal_url, concurrency=1):
+            await queue.submit(client, creation_requests(report, 1))
+            await wait_for_requests(plaid, 1)
+            cancelled = await queue.cancel()
+        result = await queue.follow(client)
+    assert (cancelled, result.counts) == (0, {"created": 1})

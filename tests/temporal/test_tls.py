@@ -16,7 +16,7 @@ import trustme
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
-from temporal_support import COMMAND, stop_worker
+from temporal_command import COMMAND, stop
 from tls_server import tls_server
 
 pytestmark = pytest.mark.timeout(60)  # no error may take long
@@ -163,7 +163,7 @@ def test_a_run_over_mtls(simulator, bulk, start_worker, temporal_server, monkeyp
         monkeypatch.setenv("TEMPORAL_ADDRESS", address)
         worker = start_worker(*CA, *CLIENT)
         result = bulk(5, *CA, *CLIENT)
-        status, err = stop_worker(worker)
+        status, err = stop(worker)
     assert (result.status, len(simulator.ledger)) == (0, 5), result.err
     assert (status, "Traceback" in err) == (0, False), err
 

@@ -12,13 +12,13 @@ from support import CREATE
 from temporal_support import (
     activity_handle,
     create_on_queue,
+    delete_activity,
     open_queue,
     pair_of,
     running_worker,
     wait_for_requests,
 )
 from temporalio import activity
-from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker as ActivityWorker
@@ -135,9 +135,7 @@ async def test_the_next_run_records_what_only_the_results_of_activities_have(
         result = await create_on_queue(queue, client, report, 1)
         (record,) = await read_records(journal, "x")
         handle = activity_handle(queue, await pair_of(journal))
-        await temporal_client.workflow_service.delete_activity_execution(
-            DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
-        )
+        await delete_activity(temporal_client, handle)
     async with open_run(retry_unknown=True) as (queue, _):
         again = await create_on_queue(queue, client, report, 1)
     (token,) = [each["relay_token"] for each in plaid.ledger]

@@ -18,6 +18,7 @@ from temporal_support import (
     OTHER_CALLS,
     activity_handle,
     create_on_queue,
+    delete_activity,
     make_other_calls,
     open_queue,
     pair_of,
@@ -26,7 +27,6 @@ from temporal_support import (
     wait_for_requests,
 )
 from temporalio import activity
-from temporalio.api.workflowservice.v1 import DeleteActivityExecutionRequest
 from temporalio.client import ActivityFailureError, Client
 from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
@@ -395,9 +395,7 @@ async def test_a_call_that_an_operator_takes_off_the_queue_is_added_again(
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
         await asyncio.sleep(0.2)  # nothing shows that the process waits for the activity
         if action == "delete":
-            await temporal_client.workflow_service.delete_activity_execution(
-                DeleteActivityExecutionRequest(namespace="default", activity_id=handle.id)
-            )
+            await delete_activity(temporal_client, handle)
         else:
             await getattr(handle, action)()
         async with run_worker():

@@ -152,7 +152,7 @@ class RevokeRunner(BatchRunner):
             ExitStatus.UNKNOWN
             if self.tokens.unknown
             else ExitStatus.FAILED
-            if self.tokens.forgotten or self.tokens.maybe_queued or self._later_count != 0
+            if self.tokens.forgotten or self._later_count != 0
             else ExitStatus.DONE
         )
         return max(super().exit_status(counts), unrevoked)

@@ -78,6 +78,7 @@ async def _queued_on(
 ) -> AsyncIterator[dict[str, Any]]:
     from plaid_relay_async.temporal.rates import set_rate
 
+    PACKAGE.addHandler(package_handler)  # a warning says what calls wait for; until `restored_logs` ends
     async with journal:
         queue, client = await _connect(connection, journal)
         if rate is not None:

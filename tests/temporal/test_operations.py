@@ -8,9 +8,10 @@ import signal
 import pytest
 from cryptography.fernet import Fernet
 from journal_support import KEY
-from processes import wait_until
+from processes import read_until, wait_until
 from support import CREATE, REMOVE
 from temporal_command import lines_of, stop, table_of, tokens_of
+from temporalio.client import Client
 
 from plaid_relay_async.simulator import Fault
 
@@ -54,6 +55,31 @@ def test_retry(simulator, bulk, start_worker, fault, option, status):
     assert bulk(3, option).status == 0
     assert bulk(3).status == 0
     assert len(simulator.requests) == 4
+
+
+def test_a_call_that_is_queued_again(
+    simulator, bulk_arguments, start, start_worker, temporal_server, task_queue
+):
+    """The command says why a call is still queued, and a worker makes it later."""
+    process = start(*bulk_arguments(1))
+
+    async def terminate():
+        client = await Client.connect(temporal_server.address)
+
+        async def list_activities():
+            return [each async for each in client.list_activities(f"TaskQueue = '{task_queue}'")]
+
+        (activity,) = await read_until(list_activities)
+        await client.get_activity_handle(activity.activity_id).terminate()
+
+    asyncio.run(terminate())
+    lines = iter(process.stderr.readline, "")
+    assert any(
+        "a worker didn't make a call, which is queued again: TerminatedError" in line for line in lines
+    )
+    start_worker()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, table_of(err)["created"]) == (0, "1")
 
 
 def test_stop_and_resume(simulator, bulk, run, bulk_arguments, start, start_worker, task_queue, tmp_path):

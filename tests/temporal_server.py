@@ -43,8 +43,11 @@ class TemporalServer:
 
     async def start(self) -> None:
         self.process = self._run()
-        async with asyncio.timeout(START_SECONDS):
-            await self._wait_until_ready()
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._wait_until_ready()
+        except TimeoutError:
+            raise AssertionError((self.folder / "log").read_text()) from None
 
     def _run(self) -> subprocess.Popen[bytes]:
         program = shutil.which("temporal", path=sysconfig.get_path("scripts"))

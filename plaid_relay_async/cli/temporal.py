@@ -251,7 +251,7 @@ async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) ->
     Raises:
         NotSentError: Temporal rejects the worker.
     """
-    task = asyncio.ensure_future(work)
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     stops = 0
 
     def stop() -> None:
@@ -259,7 +259,8 @@ async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) ->
         stops += 1
         if stops == 1:
             print_message("stopping: waiting for the calls in flight; a second signal abandons them")
-        task.cancel()
+        # The worker must see a second cancellation even if both signals arrive together.
+        loop.call_soon_threadsafe(task.cancel)
 
     with signals.handled_by(stop):
         await asyncio.wait([task])

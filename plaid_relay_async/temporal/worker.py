@@ -169,6 +169,7 @@ class Worker:
         self._journals = OpenJournals(journal_url, key=key, namespace=namespace, lease=lease)
         self._concurrency = concurrency
         self._retry = retry or RetryPolicy()
+        self._batches: set[Batch[Any, Any]] = set()
 
     async def run(self, *, on_started: Callable[[], object] | None = None) -> None:
         """Make calls until the task is cancelled; then drain.
@@ -199,6 +200,8 @@ class Worker:
                     on_started()
                 await asyncio.get_running_loop().create_future()
         finally:
+            for batch in self._batches:  # there are some only after a second cancellation
+                batch.abandon()
             await self._journals.close()
 
     def _activity(self, name: str) -> Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]:
@@ -226,11 +229,14 @@ class Worker:
             async with self._journals.use(task.settings) as open_journal:
                 journal = _TaskJournal(open_journal, task, info.started_time.timestamp() + limit)
                 batch = self._create_batch(journal, limit)
+                self._batches.add(batch)
                 await batch
         except BatchStoppedError as batch_error:
             error = batch_error.__cause__
         except Exception as own_error:  # noqa: BLE001  # the submitter must receive its class
             error = own_error
+        finally:
+            self._batches.discard(batch)
         if not isinstance(error, ExpectedError | None):
             _logger.error("an activity raised an unexpected error", exc_info=error)
         if journal is not None and batch is not None:

@@ -147,8 +147,8 @@ def test_a_worker_drains(simulator, bulk, start_worker):
 
 def test_a_worker_abandons(simulator, bulk, start_worker):
     """A second signal abandons the calls in flight, which the exit status shows."""
-    simulator.fail(Fault(path=CREATE, latency=30.0))
-    worker = start_worker()
+    simulator.fail(Fault(path=CREATE, latency=100.0))
+    worker = start_worker("--lease", "100")
     assert bulk(1, "--detach").status == 0
     wait_until(lambda: len(simulator.requests) == 1)
     worker.send_signal(signal.SIGTERM)

@@ -361,12 +361,12 @@ async def test_a_second_cancellation_ends_a_worker_in_the_middle_of_a_call(
     """It ends without waiting for Plaid, and the outcome of the call is unknown."""
     plaid.fail(Fault(path=CREATE, stall=LONG))
     async with (
-        RelayClient(OWNER, base_url=plaid.url, retry=QUICK, timeouts=Timeouts(drain=0.1)) as worker_client,
+        RelayClient(OWNER, base_url=plaid.url, retry=QUICK, timeouts=Timeouts(drain=LONG)) as worker_client,
         open_run(start_to_close=3.0) as (queue, journal),
     ):
         running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
         worker = asyncio.create_task(
-            Worker(temporal_client, task_queue, worker_client, journal_url, key=KEY, lease=1.0).run()
+            Worker(temporal_client, task_queue, worker_client, journal_url, key=KEY, lease=LONG).run()
         )
         await wait_for_requests(plaid, 1)
         for _ in range(2):

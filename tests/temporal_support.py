@@ -18,7 +18,7 @@ from plaid_relay_async.temporal import TaskQueue, Worker
 
 INVALID = {"error_type": "INVALID_INPUT", "error_code": "INVALID_FIELD"}
 LONG = 60.0  # seconds; a limit that no call of a test reaches
-OTHER_CALLS = 8  # some for most of the four partitions of a task queue
+OTHER_CALLS = 8  # enough for nearly all of the four partitions of a task queue to get one
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +47,7 @@ async def create_on_queue(queue, client, report, count=10, **options):
 
 
 async def start_create(temporal_client, task_queue, task):
-    """Start an activity with a task that no submitter has written, or that it has written for another activity."""
+    """Start an activity with any task, also one that no submitter has written, or that is of another activity."""
     return await temporal_client.start_activity(
         "plaid_relay.create",
         task,
@@ -59,7 +59,7 @@ async def start_create(temporal_client, task_queue, task):
 
 
 async def make_other_calls(open_run, client, report):
-    """Have the workers make calls of another run, so that they could have begun all that was queued before."""
+    """Wait until workers have made calls of another run: they could have begun all that was queued before."""
     requests = RelayCreateRequest.fan_out([report], [f"other-{number}" for number in range(OTHER_CALLS)])
     async with open_run("other") as (queue, _):
         result = await client.relay.create_many(requests, task_queue=queue)

@@ -1,4 +1,4 @@
-"""A TLS server in threads: it rejects handshakes as servers do that aren't asyncio's."""
+"""A TLS server in threads, because asyncio's servers send no alert when they reject a handshake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONNECTIONS = 50  # at the same time
 
 @contextlib.contextmanager
 def tls_server(tls: ssl.SSLContext, serve: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
-    """Run a server on 127.0.0.1, and yield its `HOST:PORT`: asyncio's servers send no alert when they reject a handshake.
+    """Run a server on 127.0.0.1, and yield its `HOST:PORT`.
 
     Args:
         tls: the server's context.

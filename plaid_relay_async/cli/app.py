@@ -387,7 +387,7 @@ def revoke(
     async def read_tokens(journal: Journal) -> TokensToRevoke:
         if connection is None:
             return await TokensToRevoke.read(journal, name, partner)
-        # The queue is first: a call that leaves it has its outcome in the journal then.
+        # The queue is read before the journal, which has the outcome of each call that has left the queue.
         await check_not_queued(connection, journal, partner)
         return evolve(await TokensToRevoke.read(journal, name, partner), maybe_queued=0)
 

@@ -78,7 +78,8 @@ async def _queued_on(
 ) -> AsyncIterator[dict[str, Any]]:
     from plaid_relay_async.temporal.rates import set_rate
 
-    PACKAGE.addHandler(package_handler)  # a warning says what calls wait for; until `restored_logs` ends
+    # Warnings show why calls wait. `restored_logs` removes the handler.
+    PACKAGE.addHandler(package_handler)
     async with journal:
         queue, client = await _connect(connection, journal)
         if rate is not None:
@@ -106,7 +107,7 @@ async def _connect(connection: TemporalConnection, journal: Journal) -> tuple[Ta
 
 
 async def check_not_queued(connection: TemporalConnection, journal: Journal, partner: str | None) -> None:
-    """Check that no creation of the run is queued, or made by a worker.
+    """Check that no creation of the run is on the task queue.
 
     Args:
         connection: the connection to Temporal.
@@ -122,9 +123,8 @@ async def check_not_queued(connection: TemporalConnection, journal: Journal, par
     queue = TaskQueue(await connection.open(), connection.task_queue, journal=journal)
     if count := await queue.count_pending(partner=partner):
         raise JournalError(
-            f"the run {journal.run!r} is in progress: creations that are queued, or that a worker makes: "
-            f"{count:,}",
-            advice="Cancel it with plaid-relay cancel, or wait until it has ended; then repeat the command.",
+            f"the run {journal.run!r} is in progress; creations on the task queue: {count:,}",
+            advice="Cancel the run with plaid-relay cancel, or wait for its end; then repeat the command.",
         )
 
 
@@ -189,7 +189,7 @@ def worker(
 
     A call ends after a minute, even if --timeout is longer.
 
-    The first signal waits for the calls in flight, for a minute at most; a second one abandons them.
+    At the first signal, it waits for the calls in flight, a minute at most; a second one abandons them.
     """
     journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
     connection = temporal_options.connection(journal, existing_journal.key_file)
@@ -237,8 +237,8 @@ class _ShortFormatter(logging.Formatter):
 
 
 def _log_to_stderr() -> contextlib.AbstractContextManager[None]:
-    """Print warnings: of temporalio, such as why an activity has failed, and those of this package."""
-    PACKAGE.addHandler(package_handler)  # until `restored_logs` ends
+    """Print the warnings of this package, and those of temporalio, such as why an activity has failed."""
+    PACKAGE.addHandler(package_handler)  # `restored_logs` removes it
     handler = LogHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(JSONFormatter() if writes_json() else _ShortFormatter())

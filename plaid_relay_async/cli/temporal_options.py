@@ -38,8 +38,9 @@ _PEM: Final = {
     "cert": _CERTIFICATE,
     "key": (rb"-----BEGIN (EC |RSA )?PRIVATE KEY-----", "an unencrypted private key"),
 }
-# Core describes an error as Rust formats it. Unless it is one of these, its last string is a text for users.
-_REASON: Final = re.compile(r'(?:\(|message: |error: )"([^"]+)"')
+# Temporal's core formats errors as Rust does. `_REASONS` has texts for some of them; of the others, the last
+# string in quotation marks is a text for users.
+_QUOTED: Final = re.compile(r'(?:\(|message: |error: )"([^"]+)"')
 _REASONS: Final = {
     r"InvalidCertificate\(UnknownIssuer": "the server's certificate isn't trusted: its authority is unknown; "
     "to trust that authority, use --temporal-tls-ca",
@@ -107,7 +108,8 @@ class TemporalOptions:
         Path | None, Parameter(help="PEM file with the client certificate, for mTLS.")
     ] = None
     temporal_tls_key: Annotated[
-        Path | None, Parameter(help="PEM file (mode 0600) with the key of the client certificate.")
+        Path | None,
+        Parameter(help="PEM file (mode 0600) with the unencrypted key of the client certificate."),
     ] = None
     temporal_tls_ca: Annotated[
         Path | None, Parameter(help="PEM file with the authorities to trust. Default: those of the system.")
@@ -181,10 +183,10 @@ class TemporalOptions:
             raise UsageError(f"Temporal's settings: {str(error).splitlines()[0]}") from None
         tls = profile.tls or ClientConfigTLS()
         files = self.temporal_tls_ca, self.temporal_tls_cert, self.temporal_tls_key
-        implied = any([self.temporal_tls, self.temporal_tls_server_name, *files])
+        is_tls_requested = any([self.temporal_tls, self.temporal_tls_server_name, *files])
         tls = replace(
             tls,
-            disabled=False if implied else tls.disabled,
+            disabled=False if is_tls_requested else tls.disabled,
             server_name=self.temporal_tls_server_name or tls.server_name,
             server_root_ca_cert=_read_pem("ca", self.temporal_tls_ca or tls.server_root_ca_cert),
             client_cert=_read_pem("cert", self.temporal_tls_cert or tls.client_cert),
@@ -281,7 +283,8 @@ def _read_api_key(source: Path | str | None) -> str | None:
     """Return the API key in a file or in a setting.
 
     Raises:
-        UsageError: it can't be read, or isn't one word. Temporal's core would ignore another one.
+        UsageError: it can't be read, is empty, or has a character that isn't visible ASCII, such as a space.
+            Temporal's core would ignore such a key.
     """
     option = "--temporal-api-key-file"
     if isinstance(source, Path):
@@ -295,7 +298,7 @@ def _read_pem(kind: str, source: Path | str | bytes | None) -> bytes | None:
     """Return the content of a PEM file, or of a setting that contains it.
 
     Raises:
-        UsageError: it can't be read, lacks what is expected, or is a private key that other users may read.
+        UsageError: it can't be read, lacks a certificate or key, or is a key that other users may read.
     """
     option = f"--temporal-tls-{kind}"
     if isinstance(source, Path):
@@ -401,7 +404,7 @@ def reason_of(error: Exception) -> str:
         if match := re.search(pattern, text):
             return reason.format(*match.groups())
     # For example: ConnectError("tcp connect error", 127.0.0.1:1, Os { ..., message: "Connection refused" })
-    reasons: list[str] = _REASON.findall(text)
+    reasons: list[str] = _QUOTED.findall(text)
     return reasons[-1] if reasons else text
 
 

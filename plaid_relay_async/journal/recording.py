@@ -72,7 +72,7 @@ _ASSUME_NEW_AFTER = 100  # consecutive look-ups of new pairs
 
 @frozen
 class IntentKey:
-    """Identifies the intent of an attempt, also for another process.
+    """Identifies the intent of an attempt, in all processes.
 
     Attributes:
         row: the ID of its row.
@@ -573,10 +573,11 @@ class CreationRecorder(_PairRecorder):
     async def record_outcome_of(self, intent: IntentKey, outcome: Outcome) -> bool:
         """Record the outcome of an attempt of another process, which couldn't record it.
 
-        As if that process recorded it: nothing changes if the row has a token, or another attempt, by now.
+        The effect is the same as if that process recorded it: nothing changes if the row has a token, or
+        another attempt, by now.
 
         Returns:
-            Whether the journal has the token of the outcome, if it has one.
+            Whether the journal has the token of the outcome; true if the outcome has no token.
 
         Raises:
             JournalError: the journal can't be written.

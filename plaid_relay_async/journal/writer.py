@@ -99,7 +99,7 @@ class RecordOutcome:
     """A creation has ended.
 
     Attributes:
-        values: the columns of its row that change, and, if the attempt was another worker's, its `worker_id`.
+        values: the columns of its row that change; the `worker_id` of the attempt is by default this one's.
         token: the relay token that it received, if any.
     """
 

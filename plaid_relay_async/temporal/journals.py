@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from plaid_relay_async.journal.journal import JournalSettings
 
-_MAX_OPEN: Final = 8  # if more are open, those that no call uses are closed
+_MAX_OPEN: Final = 8  # if more are open, unused ones are closed
 _FLUSH_SECONDS: Final = 1.0  # between two attempts to record what couldn't be recorded
 
 
@@ -50,8 +50,8 @@ class _OpenJournal:
 class OpenJournals:
     """Opens a journal for each combination of settings, and closes those that no call uses.
 
-    An open journal has database connections of its own and a lease, which shows others that this process is
-    working on its run.
+    An open journal has database connections, and a lease that shows other processes that this one is working
+    on its run.
 
     Args:
         url: the URL of the journal in PostgreSQL, or an `AsyncEngine`.
@@ -87,53 +87,56 @@ class OpenJournals:
     async def use(self, settings: JournalSettings) -> AsyncIterator[Journal]:
         """Return the open journal with these settings, as a context in which it isn't closed.
 
-        If it fails there, the next call gets another one, because its lease may have expired.
+        If the journal fails in the context, the next call gets a new one, because its lease may have expired.
 
         Raises:
             ConfigurationError: the key doesn't match, or a setting is unknown.
             JournalError: it can't be opened.
         """
-        if (used := self._journals.get(settings)) is None:
+        if (entry := self._journals.get(settings)) is None:
             journal = Journal(self._url, **asdict(settings), **self._options)
-            used = self._journals[settings] = _OpenJournal(journal)
+            entry = self._journals[settings] = _OpenJournal(journal)
         self._journals.move_to_end(settings)
-        used.cancel_idle_timer()
-        used.users += 1
+        entry.cancel_idle_timer()
+        entry.users += 1
         try:
-            async with used.lock:
-                if not used.is_open:
-                    await used.journal.open()
-                    used.is_open = True
-            yield used.journal
+            async with entry.lock:
+                if not entry.is_open:
+                    await entry.journal.open()
+                    entry.is_open = True
+            yield entry.journal
         except (JournalError, BatchStoppedError) as error:
             has_failed = isinstance(error, JournalError) or isinstance(error.__cause__, JournalError)
-            if has_failed and self._journals.get(settings) is used:
+            if has_failed and self._journals.get(settings) is entry:
                 del self._journals[settings]
             raise
         finally:
-            used.users -= 1
-            if not used.users:
-                self._release(settings, used)
+            entry.users -= 1
+            if not entry.users:
+                self._release(settings, entry)
 
-    def _release(self, settings: JournalSettings, unused: _OpenJournal) -> None:
-        """Close an unused journal if it has failed; otherwise later, or now if there are too many."""
-        if self._journals.get(settings) is not unused:
-            self._start_to_close(unused)
+    def _release(self, settings: JournalSettings, entry: _OpenJournal) -> None:
+        """Close an unused journal: now if it has failed, otherwise later.
+
+        If too many are open, those that have been unused for the longest time are closed now.
+        """
+        if self._journals.get(settings) is not entry:
+            self._start_to_close(entry)
             return
         loop = asyncio.get_running_loop()
-        unused.idle_timer = loop.call_later(self._idle_seconds, self._remove, settings)
-        removable = [key for key, each in self._journals.items() if not each.users]
-        for key in removable[: max(len(self._journals) - _MAX_OPEN, 0)]:
+        entry.idle_timer = loop.call_later(self._idle_seconds, self._remove, settings)
+        unused_keys = [key for key, each in self._journals.items() if not each.users]
+        for key in unused_keys[: max(len(self._journals) - _MAX_OPEN, 0)]:
             self._remove(key)
 
     def _remove(self, settings: JournalSettings) -> None:
         self._start_to_close(self._journals.pop(settings))
 
-    def _start_to_close(self, unused: _OpenJournal) -> None:
-        unused.cancel_idle_timer()
-        if unused.is_open:
-            task = asyncio.create_task(_close_when_written(unused.journal))
-            self._closing[task] = unused.journal
+    def _start_to_close(self, entry: _OpenJournal) -> None:
+        entry.cancel_idle_timer()
+        if entry.is_open:
+            task = asyncio.create_task(_close_when_written(entry.journal))
+            self._closing[task] = entry.journal
             task.add_done_callback(self._closing.pop)
 
     async def close(self) -> None:
@@ -153,7 +156,8 @@ class OpenJournals:
 async def _close_when_written(journal: Journal) -> None:
     """Close a journal, once it has recorded the outcomes of its calls.
 
-    If the activity of such a call had timed out by then, no other process has its token.
+    If the activity of such a call has timed out, Temporal doesn't have its result, and no other process has
+    the token.
     """
     try:
         while True:

@@ -43,7 +43,8 @@ def setting_for(rate: float) -> float:
 
 _MIN_BASE: Final = 0.1
 _MIN_PERIOD: Final = 1.0
-# The number of periods after which the adaptive rate is forgotten: it is 300 times as high as at first.
+# The number of periods after which the adaptive rate is no limit any more: it is then more than 300 times as
+# high as after the decrease.
 _MAX_STEPS: Final = 24
 
 
@@ -90,7 +91,7 @@ class RateState:
         return 0.0 if self.stopped or now < self.until else self.unpaused_setting(now)
 
     def paused(self, until: float) -> RateState:
-        """Return the state with a pause that ends then, or later if it did before."""
+        """Return the state with a pause that ends at this time, or later if the pause before does."""
         # A multiple of 0.2 s, so that most of the 429s that arrive together change nothing.
         return evolve(self, until=max(self.until, math.ceil(until * 5) / 5))
 

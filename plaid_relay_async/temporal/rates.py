@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------- the configuration of a task queue
 
-# The maximum length of a reason is 1000 characters.
+# The key of the state in the JSON of a reason, which may have 1,000 characters.
 _STATE_KEY: Final = "plaid_relay_async"
 
 
@@ -112,7 +112,7 @@ _MAX_UPDATE_SECONDS: Final = 60.0
 
 
 async def _update(temporal: Client, task_queue: str, change: Callable[[RateState], RateState]) -> None:
-    """Change the stored state, again if another update has undone it."""
+    """Change the stored state, and repeat that if another update has undone it."""
     async with asyncio.timeout(_MAX_UPDATE_SECONDS):
         state = change((await _read(temporal, task_queue)).state)
         while True:
@@ -124,7 +124,7 @@ async def _update(temporal: Client, task_queue: str, change: Callable[[RateState
                 return
 
 
-# ----------------------------------------------------------------------------------- what a user of it calls
+# -------------------------------------------------------------------------------------- the public functions
 
 
 @frozen(kw_only=True)
@@ -224,8 +224,8 @@ async def resume(temporal: Client, task_queue: str) -> None:
 
 _OPERATIONS: Final = frozenset({"/credit/relay/create", "/credit/relay/remove"})
 
-# Seconds of a pause. A longer one, such as of a mistaken `Retry-After` of years, would stop all runs without
-# end: after `_MAX_PAUSE`, one declined attempt renews the pause.
+# Seconds of a pause. A mistaken `Retry-After` of years would otherwise stop all runs for that time. If the
+# server still declines after `_MAX_PAUSE`, the first declined attempt starts the next pause.
 _MIN_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 3_600.0
 

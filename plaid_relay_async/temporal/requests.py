@@ -91,7 +91,7 @@ class TemporalRequests:
             wait = min(2 * wait, longest_wait)
 
     def warn(self, message: str, *args: object) -> None:
-        """Log a warning, or, if there was one in the last minute, the same with the level INFO."""
+        """Log a message: with the level WARNING, or INFO if there was a warning in the last minute."""
         now = asyncio.get_running_loop().time()
         if now < self._next_warning:
             _logger.info(message, *args)

@@ -69,14 +69,15 @@ T = TypeVar("T")
 
 RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 """The search attribute that has the run name."""
-# Seconds. In less than one, a worker can't record an intent, and the call would be queued again for ever.
+# Seconds. `start_to_close` is at least 1: in less time, a worker can't record an intent, and the call would
+# be queued again for ever.
 _MAX_START_TO_CLOSE: Final = 86_400
 # Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
-# A server accepts 2 MB by default, and encryption adds a third. It would reject a larger one as invalid, or,
-# above 4 MB, as if its resources were exhausted for the moment.
+# A server accepts 2 MB by default, and encryption adds a third. It rejects a larger task as
+# invalid, or, above 4 MB, with an error that looks transient (RESOURCE_EXHAUSTED).
 _MAX_TASK_BYTES: Final = 1_500_000
-_MAX_DELETED: Final = 10  # deleted activities of a pair after which others are looked for
+_MAX_DELETED: Final = 10  # deleted activities of a pair that are skipped to find a later one
 _MAX_LOOKUPS: Final = 50  # pairs of a run whose activities are looked up concurrently
 # Outcomes of pairs that may be on the queue: a token may be created again after any but `created`.
 _QUEUEABLE: Final = ("not_attempted", "failed", "unknown", "removed")
@@ -265,7 +266,7 @@ class TaskQueue:
     async def send(
         self, operation: BatchOperation[Any, Any], request: Any, *, gate: TrackedCall[Any]
     ) -> RelayCreateResponse | RelayRemoveResponse:
-        """Have a worker make a call, and return the response; see `TaskQueueProtocol`."""
+        """Return the response of a call that a worker makes; see `TaskQueueProtocol`."""
         recorder: Any = gate.recorder
         call = _QueuedCall(self, self._task(operation, request, recorder), request, gate, recorder)
         running = asyncio.create_task(call.run())
@@ -379,8 +380,8 @@ class TaskQueue:
                 yield request
         if deleted:
             _logger.warning(
-                "%d pairs of the run aren't followed, because Temporal doesn't have their requests, or has "
-                "deleted them; plaid-relay export has what the journal has recorded of them",
+                "%d pairs of the run aren't followed, because Temporal never had their requests, or has "
+                "deleted them; plaid-relay export writes the outcomes that the journal has of them",
                 deleted,
             )
 
@@ -408,7 +409,9 @@ class TaskQueue:
         return count
 
     async def count_pending(self, *, partner: str | None = None) -> int:
-        """Return the number of the run's pairs with a creation that is queued, or that a worker makes.
+        """Return the number of the run's pairs whose creation is on the queue.
+
+        A call that a worker has begun also counts, until the journal has its intent.
 
         Args:
             partner: count only the pairs of this partner.
@@ -457,15 +460,15 @@ class TaskQueue:
 
         The server deletes the first ones first, once their retention has passed.
         """
-        found: list[tuple[ActivityHandle[Any], ActivityExecutionDescription]] = []
+        activities: list[tuple[ActivityHandle[Any], ActivityExecutionDescription]] = []
         for repetition in itertools.count():
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
             description = await self.requests.repeat(handle.describe, include_input=include_input)
             if description is not None:
-                found.append((handle, description))
-            elif found or repetition >= _MAX_DELETED:
+                activities.append((handle, description))
+            elif activities or repetition >= _MAX_DELETED:
                 break
-        return found
+        return activities
 
     async def start(
         self, task: Task, repetition: int

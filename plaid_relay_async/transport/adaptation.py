@@ -23,7 +23,8 @@ _MIN_SHARE_AFTER_SHORT_PAUSE = 0.5
 MAX_PERIOD = 60.0
 _PERIOD_PER_ATTEMPT = 10.0
 
-# The growth in a period, and the factor by which it changes from each period to the next one.
+# After n periods, a rate has grown by the share _INCREASE_STEP * (_INCREASE_GROWTH**n - 1): by 1 % after the
+# first one, and in each period by _INCREASE_GROWTH times as much as in the one before.
 _INCREASE_STEP = 0.02
 _INCREASE_GROWTH = 1.5
 
@@ -31,8 +32,8 @@ _INCREASE_GROWTH = 1.5
 # before say nothing about the limit.
 IDLE_TIME = 5.0
 
-# The budget of isolated 429s is at most `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted
-# attempt adds `_ISOLATED_SHARE`.
+# The `IsolatedBudget` is at most `_MAX_ISOLATED`: a declined attempt takes 1 from it, and an accepted attempt
+# adds `_ISOLATED_SHARE`.
 _ISOLATED_SHARE = 0.03
 _MAX_ISOLATED = 10.0
 
@@ -53,35 +54,35 @@ def decreased_rate(rate: float, *, accepted: float, seconds: float, pause: float
 
 
 def period_of(seconds: float, accepted: float) -> float:
-    """Return the seconds of each step of the increase, after a measurement as of `decreased_rate`."""
+    """Return the seconds of each step of the increase; see `decreased_rate` for the arguments."""
     return min(seconds, MAX_PERIOD, _PERIOD_PER_ATTEMPT * accepted)
 
 
 def increase(periods: float) -> float:
-    """Return the factor by which a rate is higher than after its decrease; 1.01 after the first period."""
+    """Return the factor by which a rate is higher than after its decrease, after a number of periods."""
     growth: float = _INCREASE_GROWTH**periods - 1
     return 1 + _INCREASE_STEP * growth
 
 
 @define(eq=False)
 class IsolatedBudget:
-    """The number of 429s that may still be isolated, which is no sign of a limit."""
+    """The number of 429s that may still be isolated. An isolated 429 is no sign of a limit."""
 
-    _left: float = _MAX_ISOLATED
+    _remaining: float = _MAX_ISOLATED
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether there were more 429s than isolated ones."""
-        return self._left < 0
+        """Whether there were more 429s than may be isolated."""
+        return self._remaining < 0
 
     def count_accepted(self) -> None:
         """Count an accepted attempt."""
-        self._left = min(self._left + _ISOLATED_SHARE, _MAX_ISOLATED)
+        self._remaining = min(self._remaining + _ISOLATED_SHARE, _MAX_ISOLATED)
 
     def count_declined(self) -> None:
         """Count a declined attempt."""
-        self._left -= 1
+        self._remaining -= 1
 
     def reset(self) -> None:
         """Allow the full number again, after the rate has been decreased."""
-        self._left = _MAX_ISOLATED
+        self._remaining = _MAX_ISOLATED

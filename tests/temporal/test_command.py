@@ -113,8 +113,8 @@ def test_cancel_and_revoke(simulator, bulk, run, start_worker, task_queue):
     revoke = ("revoke", "nov", "--yes")
     refused = run(*revoke, "--task-queue", task_queue)
     assert (refused.status, refused.out) == (1, "")
-    assert "the run 'nov' is in progress: creations that are queued, or that a worker makes: 9" in refused.err
-    assert "Cancel it with plaid-relay cancel" in refused.err
+    assert "the run 'nov' is in progress; creations on the task queue: 9" in refused.err
+    assert "Cancel the run with plaid-relay cancel" in refused.err
     assert sorted(entry["removed"] for entry in simulator.ledger) == [False, True]
     unchecked = run(*revoke)
     assert (unchecked.status, table_of(unchecked.err)["removed"]) == (0, "1")
@@ -327,7 +327,7 @@ def test_rate(simulator, bulk, run, start_worker, task_queue):
 def test_three_workers_keep_a_rate(
     simulator, arrivals, bulk, run, start_worker, task_queue, rate, lower_rate, seconds, min_share
 ):
-    """No ten seconds have more calls than are allowed, and 80 % is used; also after a change meanwhile.
+    """No ten seconds have more calls than are allowed, and most of the rate is used, also after it is changed.
 
     Every request that arrives at the simulator counts. None is declined there, so each is a call.
     """

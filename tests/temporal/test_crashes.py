@@ -87,8 +87,8 @@ async def wait_for_activity(run, status, repetition=0):
     """Wait until the activity of the run's only pair has a status, or while it is running, a state."""
     await read_until(
         lambda: describe_activities(run, repetition),
-        # Not `in`: they are equal to others as numbers.
-        lambda found: any(status is each.status or status is each.run_state for each in found),
+        # Not `in`: a status and a state of different types are equal if their numbers are.
+        lambda activities: any(status is each.status or status is each.run_state for each in activities),
     )
 
 

@@ -71,7 +71,7 @@ async def test_a_journal_that_is_not_used_is_closed(client, plaid, report, journ
 
 
 async def test_a_journal_in_use_is_not_closed(client, report, journal_url, postgres):
-    """Another use stops the time after which it is closed."""
+    """Each use cancels the timer that would close it."""
     async with open_journals(journal_url, idle_seconds=IDLE) as journals:
         _, before = await create(client, report, journals, "used")
         async with journals.use(settings("used")) as journal:
@@ -126,7 +126,7 @@ async def test_an_error_of_a_call_does_not_replace_its_journal(journal_url):
 
 
 async def test_a_journal_that_cannot_be_opened_is_opened_later(journal_url, postgres):
-    """The next call tries it again."""
+    """The next call tries to open it again."""
     await postgres.execute("DROP DATABASE IF EXISTS other", "CREATE DATABASE other")
     url = journal_url.rpartition("/")[0] + "/other"
     async with open_journals(url, lease=0.2) as journals:
@@ -141,7 +141,7 @@ async def test_a_journal_that_cannot_be_opened_is_opened_later(journal_url, post
 
 @contextlib.asynccontextmanager
 async def unrecorded_token(client, plaid, report, journals, postgres):
-    """Receive a token that the journal can't record, and leave the table out of its reach for the block."""
+    """Receive a token that the journal can't record, because its table has another name during the block."""
     plaid.fail(Fault(path=CREATE, latency=0.5))
     creating = asyncio.create_task(create(client, report, journals, "x"))
     await wait_for_requests(plaid, 1)
@@ -179,7 +179,7 @@ async def test_the_end_does_not_wait_for_a_journal_that_cannot_record(
 
 
 async def test_a_call_that_was_abandoned_leaves_its_journal_closed(journal_url, postgres):
-    """The journals of a worker that was interrupted are closed while calls still use them."""
+    """A worker that is interrupted closes its journals while calls still use them."""
     journals = OpenJournals(journal_url, key=KEY)
     async with journals.use(settings("x")) as journal:
         await journals.close()

@@ -46,7 +46,7 @@ def test_pause_and_resume(simulator, bulk, run, start_worker, task_queue):
     ids=["failed", "unknown"],
 )
 def test_retry(simulator, bulk, start_worker, fault, option, status):
-    """What failed or is unknown is created again by the same command with an option, and without it, not."""
+    """What failed or is unknown is created again by the same command only with an option."""
     simulator.fail(Fault(path=CREATE, secondary_client_id="p1", times=1, **fault))
     start_worker()
     assert bulk(3).status == status
@@ -177,7 +177,7 @@ def test_the_server_is_killed_and_started_again(
 
 
 def test_the_key_is_changed(simulator, bulk, run, start_worker, task_queue, tmp_path, monkeypatch):
-    """The page's four steps: calls that are queued under each order of the keys are made, and all tokens remain."""
+    """The page's four steps: calls that are queued with each order of the keys are made, and all tokens remain."""
     new = Fernet.generate_key().decode()
 
     def restart(keys, worker=None):

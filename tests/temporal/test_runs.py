@@ -146,6 +146,25 @@ async def test_the_request_arrives_as_it_would_from_a_local_run(
     assert json.loads(local)["webhook"] == f"https://lender.example/{pair}"
 
 
+async def test_fields_that_plaid_adds_are_in_the_response(client, plaid, report, worker, run_x):
+    """They are as exact as in a local run, unless they are too large for the result of an activity."""
+    queue, _ = run_x
+    bodies = [
+        {
+            "relay_token": f"credit-relay-sandbox-{name}",
+            "request_id": name,
+            "added": {"rate": 0.1, "name": text},
+        }
+        for name, text in (("small", "Ünïcode"), ("large", "x" * 200_000))
+    ]
+    plaid.fail(*[Fault(path=CREATE, times=1, status=200, body=body) for body in bodies])
+    result = await create_on_queue(queue, client, report, 2, concurrency=1)
+    small, large = [each.response for each in result.created]
+    assert small.additional_properties == {"added": {"rate": Decimal("0.1"), "name": "Ünïcode"}}
+    assert (small.relay_token, small.request_id) == ("credit-relay-sandbox-small", "small")
+    assert (large.additional_properties, large.relay_token) == ({}, "credit-relay-sandbox-large")
+
+
 async def test_a_request_that_occurs_twice_is_sent_once(client, plaid, report, worker, run_x):
     """The second request for a pair fails as a duplicate; if duplicates are allowed, it gets the same token."""
     queue, _ = run_x
@@ -241,25 +260,6 @@ async def test_errors_of_one_report_stop_only_its_requests(client, plaid, report
 
 
 # -------------------------------------------------------------------------------------------- removals
-
-
-async def test_fields_that_plaid_adds_are_in_the_response(client, plaid, report, worker, run_x):
-    """They are as exact as in a local run, unless they are too large for the result of an activity."""
-    queue, _ = run_x
-    bodies = [
-        {
-            "relay_token": f"credit-relay-sandbox-{name}",
-            "request_id": name,
-            "added": {"rate": 0.1, "name": text},
-        }
-        for name, text in (("small", "Ünïcode"), ("large", "x" * 200_000))
-    ]
-    plaid.fail(*[Fault(path=CREATE, times=1, status=200, body=body) for body in bodies])
-    result = await create_on_queue(queue, client, report, 2, concurrency=1)
-    small, large = [each.response for each in result.created]
-    assert small.additional_properties == {"added": {"rate": Decimal("0.1"), "name": "Ünïcode"}}
-    assert (small.relay_token, small.request_id) == ("credit-relay-sandbox-small", "small")
-    assert (large.additional_properties, large.relay_token) == ({}, "credit-relay-sandbox-large")
 
 
 async def test_tokens_are_removed_by_workers(client, plaid, report, worker, run_x):
@@ -614,7 +614,7 @@ async def test_a_pair_that_is_created_again_after_its_removal(
 async def test_a_call_that_a_worker_has_begun_is_not_cancelled(
     client, plaid, report, temporal_client, task_queue, journal_url
 ):
-    """It is completed, and counts as pending until then, but not as cancelled."""
+    """It is completed, and doesn't count as cancelled."""
     plaid.fail(Fault(path=CREATE, secondary_client_id="p0", latency=1.0))
     async with open_queue(temporal_client, task_queue, journal_url) as (queue, _):
         async with running_worker(temporal_client, task_queue, client, journal_url, concurrency=1):

@@ -268,7 +268,7 @@ def test_nothing_is_sent_without_a_connection(
 
 @pytest.mark.parametrize("source", ["option", "variable", "configuration file"])
 def test_an_api_key_arrives_as_a_bearer_token(rate, task_queue, monkeypatch, tmp_path, source):
-    """Each source of the key leads to the header that Temporal expects; a rejected key is an error at once."""
+    """Each source of the key leads to the header that Temporal expects; a rejected key is an error immediately."""
     options = []
     if source == "option":
         options = ["--temporal-api-key-file", "api.key"]

@@ -249,10 +249,7 @@ async def test_the_tokens_of_a_run_can_be_forgotten_while_a_worker_is_idle(
             while await postgres.execute(OPEN_JOURNALS):
                 await asyncio.sleep(0.5)
         forgotten = await journal.forget("x")
-        async with open_run("y", on_existing="create") as (
-            queue,
-            _,
-        ):
+        async with open_run("y", on_existing="create") as (queue, _):
             result = await create_on_queue(queue, client, report, 3)
     assert forgotten == 3
     assert result.counts == {"created": 3}

@@ -147,12 +147,3 @@ def test_the_table_names_each_option():
     names = set(re.findall(r"`--([\w-]+)`", " ".join(rows)))
     options = {each.name.replace("_", "-") for each in fields(TemporalOptions)}
     assert names == options - {"task-queue"}
-
-
-def test_the_settings_name_each_variable():
-    """docs/settings.md has the variables of the page's table, each with its option."""
-    rows = re.findall(r"^\| (`--temporal.*?) \| (`TEMPORAL.*?) \|", PAGE, re.MULTILINE)
-    settings = (DOCS / "settings.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| (`TEMPORAL.*?) \| (`--temporal.*?) \|", settings, re.MULTILINE) == [
-        (variables, options) for options, variables in rows
-    ]

@@ -69,6 +69,7 @@ class OpenJournals:
         # In the order in which they were used last.
         self._journals: OrderedDict[JournalSettings, _OpenJournal] = OrderedDict()
         self._closing: dict[asyncio.Task[None], Journal] = {}
+        self._unrecorded: dict[JournalSettings, str] = {}  # why a failed journal can't record its outcomes
         # The arguments are checked now, and not by the first call.
         if Journal(url, **options).path is not None:
             raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
@@ -91,9 +92,12 @@ class OpenJournals:
 
         Raises:
             ConfigurationError: the key doesn't match, or a setting is unknown.
-            JournalError: it can't be opened.
+            JournalError: it can't be opened, or the one before still can't record the outcomes of its calls.
         """
         if (used := self._journals.get(settings)) is None:
+            # Another one couldn't record anything either, and all of them would stay open.
+            if (reason := self._unrecorded.get(settings)) is not None:
+                raise JournalError(reason)
             journal = Journal(self._url, **asdict(settings), **self._options)
             used = self._journals[settings] = _OpenJournal(journal)
         self._journals.move_to_end(settings)
@@ -118,7 +122,7 @@ class OpenJournals:
     def _release(self, settings: JournalSettings, unused: _OpenJournal) -> None:
         """Close an unused journal if it has failed; otherwise later, or now if there are too many."""
         if self._journals.get(settings) is not unused:
-            self._start_to_close(unused)
+            self._start_to_close(settings, unused)
             return
         loop = asyncio.get_running_loop()
         unused.idle_timer = loop.call_later(self._idle_seconds, self._remove, settings)
@@ -127,14 +131,31 @@ class OpenJournals:
             self._remove(key)
 
     def _remove(self, settings: JournalSettings) -> None:
-        self._start_to_close(self._journals.pop(settings))
+        self._start_to_close(settings, self._journals.pop(settings))
 
-    def _start_to_close(self, unused: _OpenJournal) -> None:
+    def _start_to_close(self, settings: JournalSettings, unused: _OpenJournal) -> None:
         unused.cancel_idle_timer()
         if unused.is_open:
-            task = asyncio.create_task(_close_when_written(unused.journal))
+            task = asyncio.create_task(self._close_when_written(settings, unused.journal))
             self._closing[task] = unused.journal
             task.add_done_callback(self._closing.pop)
+
+    async def _close_when_written(self, settings: JournalSettings, journal: Journal) -> None:
+        """Close a journal, once it has recorded the outcomes of its calls.
+
+        If the activity of such a call had timed out by then, no other process has its token.
+        """
+        try:
+            while True:
+                try:
+                    await journal.flush()
+                    break
+                except JournalError as error:
+                    self._unrecorded[settings] = error.args[0]
+                await asyncio.sleep(_FLUSH_SECONDS)
+        finally:
+            self._unrecorded.pop(settings, None)
+            await journal.close()
 
     async def close(self) -> None:
         """Close all journals; calls that still use one can't record an outcome any more."""
@@ -148,18 +169,3 @@ class OpenJournals:
         self._journals.clear()
         await asyncio.gather(*(journal.close() for journal in remaining))
         await asyncio.gather(*self._closing, return_exceptions=True)
-
-
-async def _close_when_written(journal: Journal) -> None:
-    """Close a journal, once it has recorded the outcomes of its calls.
-
-    If the activity of such a call had timed out by then, no other process has its token.
-    """
-    try:
-        while True:
-            with contextlib.suppress(JournalError):
-                await journal.flush()
-                break
-            await asyncio.sleep(_FLUSH_SECONDS)
-    finally:
-        await journal.close()

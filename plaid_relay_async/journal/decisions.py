@@ -94,6 +94,11 @@ class Row:
         return self.state in ISSUED
 
     @property
+    def has_returnable_token(self) -> bool:
+        """Whether it has a token that the journal can return: not one that is removed or forgotten."""
+        return self.state is CreationState.CREATED and self.token is not None
+
+    @property
     def in_doubt(self) -> bool:
         """Whether an attempt may have created an unrecorded token, or may still create one."""
         return self.state in IN_DOUBT and self.retrieved_at is None
@@ -260,7 +265,7 @@ def decide(
             of these rows.
     """
     # This row needn't hold the pair: its token may have arrived late, after another run had taken the pair.
-    if own is not None and own.token is not None and own.state is CreationState.CREATED:
+    if own is not None and own.has_returnable_token:
         return ServeRecorded(own)
     if in_progress:
         return WaitForOther()

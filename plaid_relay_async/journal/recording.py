@@ -411,7 +411,7 @@ def _decide_on_two_tokens(
     reason = "this pair has two relay tokens, recorded under two spellings of the host"
     _logger.warning("partner %s: %s", escape_unprintable(redact_identifier(partner)), reason)
     for own in (current.own, former.own):
-        if own is not None and own.state is CreationState.CREATED and own.token is not None:
+        if own is not None and own.has_returnable_token:
             return ServeRecorded(own)
     return RejectDuplicate(
         reason, advice="Remove one of them; `Journal.records()` returns each in the run that created it."
@@ -570,14 +570,14 @@ class CreationRecorder(_PairRecorder):
             return self._record_not_attempted()
         return self._submit_outcome(_outcome_command(outcome, self.intent_key))
 
-    async def record_outcome_of(self, intent: IntentKey, outcome: Outcome) -> bool:
+    async def record_outcome_of(self, intent: IntentKey, outcome: Outcome) -> Row | None:
         """Record the outcome of an attempt of another process, which couldn't record it.
 
         The effect is the same as if that process recorded it: nothing changes if the row has a token, or
         another attempt, by now.
 
         Returns:
-            Whether the journal has the token of the outcome; true if the outcome has no token.
+            The row of the outcome's token; `None` if the journal doesn't have it, or the outcome has none.
 
         Raises:
             JournalError: the journal can't be written.
@@ -585,9 +585,9 @@ class CreationRecorder(_PairRecorder):
         writer = self.coordinator.writer
         await writer.submit(_outcome_command(outcome, intent))
         if not isinstance(outcome, Created):
-            return True
+            return None
         digest = self.coordinator.digests.token_digest(outcome.relay_token)
-        return (await writer.look_up_token(digest)).own is not None
+        return (await writer.look_up_token(digest)).own
 
     async def _record_not_attempted(self) -> None:
         """Return once the journal has what it had before the call; a new creation is listed as not attempted.

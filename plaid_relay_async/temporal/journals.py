@@ -69,6 +69,7 @@ class OpenJournals:
         # In the order in which they were used last.
         self._journals: OrderedDict[JournalSettings, _OpenJournal] = OrderedDict()
         self._closing: dict[asyncio.Task[None], Journal] = {}
+        self._unrecorded: dict[JournalSettings, str] = {}  # why a failed journal can't record its outcomes
         # The arguments are checked now, and not by the first call.
         if Journal(url, **options).path is not None:
             raise ConfigurationError("a run on Temporal requires a journal in PostgreSQL")
@@ -91,9 +92,12 @@ class OpenJournals:
 
         Raises:
             ConfigurationError: the key doesn't match, or a setting is unknown.
-            JournalError: it can't be opened.
+            JournalError: it can't be opened, or the one before still can't record the outcomes of its calls.
         """
         if (entry := self._journals.get(settings)) is None:
+            # Another one couldn't record anything either, and all of them would stay open.
+            if (reason := self._unrecorded.get(settings)) is not None:
+                raise JournalError(reason)
             journal = Journal(self._url, **asdict(settings), **self._options)
             entry = self._journals[settings] = _OpenJournal(journal)
         self._journals.move_to_end(settings)
@@ -121,7 +125,7 @@ class OpenJournals:
         If too many are open, those that have been unused for the longest time are closed now.
         """
         if self._journals.get(settings) is not entry:
-            self._start_to_close(entry)
+            self._start_to_close(settings, entry)
             return
         loop = asyncio.get_running_loop()
         entry.idle_timer = loop.call_later(self._idle_seconds, self._remove, settings)
@@ -130,14 +134,31 @@ class OpenJournals:
             self._remove(key)
 
     def _remove(self, settings: JournalSettings) -> None:
-        self._start_to_close(self._journals.pop(settings))
+        self._start_to_close(settings, self._journals.pop(settings))
 
-    def _start_to_close(self, entry: _OpenJournal) -> None:
+    def _start_to_close(self, settings: JournalSettings, entry: _OpenJournal) -> None:
         entry.cancel_idle_timer()
         if entry.is_open:
-            task = asyncio.create_task(_close_when_written(entry.journal))
+            task = asyncio.create_task(self._close_when_written(settings, entry.journal))
             self._closing[task] = entry.journal
             task.add_done_callback(self._closing.pop)
+
+    async def _close_when_written(self, settings: JournalSettings, journal: Journal) -> None:
+        """Close a journal, once it has recorded the outcomes of its calls.
+
+        If the activity of such a call had timed out by then, no other process has its token.
+        """
+        try:
+            while True:
+                try:
+                    await journal.flush()
+                    break
+                except JournalError as error:
+                    self._unrecorded[settings] = error.args[0]
+                await asyncio.sleep(_FLUSH_SECONDS)
+        finally:
+            self._unrecorded.pop(settings, None)
+            await journal.close()
 
     async def close(self) -> None:
         """Close all journals; calls that still use one can't record an outcome any more."""
@@ -151,19 +172,3 @@ class OpenJournals:
         self._journals.clear()
         await asyncio.gather(*(journal.close() for journal in remaining))
         await asyncio.gather(*self._closing, return_exceptions=True)
-
-
-async def _close_when_written(journal: Journal) -> None:
-    """Close a journal, once it has recorded the outcomes of its calls.
-
-    If the activity of such a call has timed out, Temporal doesn't have its result, and no other process has
-    the token.
-    """
-    try:
-        while True:
-            with contextlib.suppress(JournalError):
-                await journal.flush()
-                break
-            await asyncio.sleep(_FLUSH_SECONDS)
-    finally:
-        await journal.close()

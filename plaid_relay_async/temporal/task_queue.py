@@ -152,7 +152,8 @@ class _TaskRecorder:
             await self.creation.record_outcome(None)
         elif self.unrecorded_intent is not None:
             self.journalled = True  # so that an error of the next line is reported as a lost write
-            self.journalled = await self.creation.record_outcome_of(self.unrecorded_intent, outcome)
+            row = await self.creation.record_outcome_of(self.unrecorded_intent, outcome)
+            self.journalled = row is not None or not isinstance(outcome, Created)
 
     def release(self) -> None:
         """Release the pair."""
@@ -242,7 +243,8 @@ class TaskQueue:
     ) -> Created | None:
         """Return the outcome of a pair that only the result of an activity has, and record it.
 
-        A worker whose journal has failed puts the token into the result.
+        A worker whose journal has failed puts the token into the result. A token that was recorded since, and
+        removed or forgotten, isn't the outcome of the attempt in doubt.
         """
         for handle, description in await self._find_activities(recorder.pair):
             is_completed = description.status is ActivityExecutionStatus.COMPLETED
@@ -256,10 +258,11 @@ class TaskQueue:
                         elapsed=0.0,
                         request_id=result.request_id,
                     )
-                    with contextlib.suppress(JournalError):  # the token is delivered in any case
-                        if result.intent_key is not None:
-                            journalled = await recorder.record_outcome_of(result.intent_key, outcome)
-                            outcome = evolve(outcome, journalled=journalled)
+                    if result.intent_key is not None:
+                        row = await recorder.record_outcome_of(result.intent_key, outcome)
+                        if row is not None and not row.has_returnable_token:
+                            continue
+                        outcome = evolve(outcome, journalled=row is not None)
                     return outcome
         return None
 

@@ -202,9 +202,10 @@ async def test_the_outcome_of_another_process_is_recorded(client, report, url, i
     """It is recorded as that process would have, which may still do the same."""
     outcome = outcomes_of(report)[index]
     async with intent_of_another_process(client, report, url) as (recorder, other):
-        assert await recorder.record_outcome_of(other.intent_key, outcome)
+        row = await recorder.record_outcome_of(other.intent_key, outcome)
         await other.record_outcome(outcome)
         recorded = await recorder.read_outcome(outcome.request)
+    assert (row is not None) == isinstance(outcome, Created)
     assert type(recorded) is type(outcome)
     assert (recorded.attempts, recorded.request_id, recorded.journalled) == (2, "r", True)
     assert getattr(recorded, "relay_token", None) == getattr(outcome, "relay_token", None)
@@ -215,9 +216,9 @@ async def test_the_outcome_of_another_attempt_is_not_recorded(client, report, ur
     created, failed, _ = outcomes_of(report)
     async with intent_of_another_process(client, report, url) as (recorder, other):
         key = other.intent_key
-        assert not await recorder.record_outcome_of(evolve(key, worker=key.worker + 7), created)
-        assert await recorder.record_outcome_of(key, created)
-        assert await recorder.record_outcome_of(key, failed)
+        assert await recorder.record_outcome_of(evolve(key, worker=key.worker + 7), created) is None
+        assert await recorder.record_outcome_of(key, created) is not None
+        await recorder.record_outcome_of(key, failed)
         recorded = await recorder.read_outcome(created.request)
     assert isinstance(recorded, Created)
 

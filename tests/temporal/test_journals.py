@@ -166,6 +166,26 @@ async def test_a_journal_is_closed_once_it_has_recorded_its_outcomes(
     assert [each.relay_token for each in records] == [each["relay_token"] for each in plaid.ledger]
 
 
+async def test_no_other_journal_is_opened_while_one_cannot_record(
+    client, plaid, report, journal_url, postgres
+):
+    """Otherwise each call would open another one, until the database had no connection left."""
+    async with open_journals(journal_url, lease=1.0) as journals:
+        async with unrecorded_token(client, plaid, report, journals, postgres):
+            async with asyncio.timeout(LONG):
+                message = "a call has failed"
+                while message == "a call has failed":  # until the first journal has tried to record the token
+                    with pytest.raises(JournalError) as raised:
+                        async with journals.use(settings("x")):
+                            raise JournalError(message)
+                    message = raised.value.args[0]
+            await wait_until_rows(postgres, ALIVE, 1)
+        await wait_until_rows(postgres, CONNECTIONS, 0)
+        result, _ = await create(client, report, journals, "x")
+    assert result.counts == {"created": 1}
+    assert len(plaid.requests) == 1
+
+
 async def test_the_end_does_not_wait_for_a_journal_that_cannot_record(
     client, plaid, report, journal_url, postgres
 ):

@@ -216,3 +216,32 @@ async def test_a_call_that_a_worker_did_not_make_is_queued_again(
     ]
     assert result.counts == {"created": 3}
     assert len(plaid.requests) == 3
+
+
+async def test_a_revoked_token_is_not_delivered_for_a_later_attempt_in_doubt(
+    client, plaid, report, temporal_client, task_queue, journal_url, postgres, open_run
+):
+    """The result of an earlier activity has the token, which the journal has recorded since, and removed."""
+    plaid.fail(Fault(path=CREATE, latency=1.0, times=1))
+    async with open_run() as (queue, _):
+        await queue.submit(client, [])
+        async with worker_with_a_role(postgres, temporal_client, task_queue, client, journal_url):
+            running = asyncio.ensure_future(create_on_queue(queue, client, report, 1))
+            await wait_for_requests(plaid, 1)
+            await postgres.execute("REVOKE UPDATE ON relay_entries FROM worker")
+            (created,) = (await running).created
+        async with running_worker(temporal_client, task_queue, client, journal_url):
+            removed = await client.relay.remove_many([created.relay_token], task_queue=queue)
+            plaid.fail(Fault(path=CREATE, close=True, times=1))
+            unknown = await create_on_queue(queue, client, report, 1)
+            again = await create_on_queue(queue, client, report, 1)
+    async with (
+        open_run(retry_unknown=True) as (queue, _),
+        running_worker(temporal_client, task_queue, client, journal_url),
+    ):
+        repeated = await create_on_queue(queue, client, report, 1)
+    assert created.journalled
+    assert removed.counts == {"removed": 1}
+    assert unknown.counts == again.counts == {"unknown": 1}
+    assert repeated.counts == {"created": 1}
+    assert [each.relay_token for each in repeated.created] != [created.relay_token]

@@ -73,7 +73,7 @@ def activity_handle(queue, name, repetition=0, activity="plaid_relay.create"):
 
 def queued_calls():
     """Return the tasks of the calls on a queue that a batch in this process waits for."""
-    return [task for task in asyncio.all_tasks() if "_QueuedCall.run" in repr(task)]
+    return [task for task in asyncio.all_tasks() if "QueuedCall.run" in repr(task)]
 
 
 async def delete_activity(temporal_client, handle):

@@ -9,20 +9,17 @@ can start all its calls again. The journal decides what happens to a pair; Tempo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
-import math
 from collections import Counter, deque
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
 from temporalio.client import (
     ActivityExecutionStatus,
-    ActivityFailureError,
     ActivityHandle,
     PendingActivityState,
 )
@@ -33,27 +30,22 @@ from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
 )
-from temporalio.exceptions import ActivityAlreadyStartedError, ApplicationError
+from temporalio.exceptions import ActivityAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from plaid_relay_async.batch import CREATE, AttemptForbiddenError, LostRaceError, Phase, TrackedCall
+from plaid_relay_async.batch import CREATE, LostRaceError, Phase, TrackedCall
 from plaid_relay_async.batch.input import RequestReader
 from plaid_relay_async.config import check_count, check_seconds
-from plaid_relay_async.error_codes import is_declined
 from plaid_relay_async.errors import (
     ConfigurationError,
-    JournalError,
-    OutcomeUnknownError,
-    PlaidAPIError,
-    PlaidRelayError,
     RequestValidationError,
-    WaitTooLongError,
 )
-from plaid_relay_async.journal.recording import CreationRecorder, IntentKey, NullRecorder, RemovalRecorder
+from plaid_relay_async.journal.recording import CreationRecorder
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
-from plaid_relay_async.outcomes import Created, Outcome, Removed, Unknown
+from plaid_relay_async.outcomes import Created, Outcome, Unknown
+from plaid_relay_async.temporal.calls import QueuedCall, TaskRecorder
 from plaid_relay_async.temporal.payloads import check_encryption
-from plaid_relay_async.temporal.requests import BACKOFF_SECONDS, TemporalRequests
+from plaid_relay_async.temporal.requests import TemporalRequests
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, activity_of, check_queue_name
 
 if TYPE_CHECKING:
@@ -72,8 +64,6 @@ RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 # Seconds. `start_to_close` is at least 1: in less time, a worker can't record an intent, and the call would
 # be queued again for ever.
 _MAX_START_TO_CLOSE: Final = 86_400
-# Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
-_MAX_DECLINED_SECONDS: Final = 300.0
 # A server accepts 2 MB by default, and encryption adds a third. It rejects a larger task as
 # invalid, or, above 4 MB, with an error that looks transient (RESOURCE_EXHAUSTED).
 _MAX_TASK_BYTES: Final = 1_500_000
@@ -89,14 +79,6 @@ _BEGUN: Final = frozenset(
         PendingActivityState.CANCEL_REQUESTED,
         PendingActivityState.PAUSE_REQUESTED,
     }
-)
-_ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
-# The failures of a worker that refuses every task. `NotFoundError` is that of another program's worker.
-_REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
-# Those after which another activity may make the call: the journal has failed, the call wasn't made, the
-# worker has ended, or an operator has paused or reset the activity. Any other one is an unexpected error.
-_REPEATABLE: Final = frozenset(
-    {JournalError.__name__, "CallNotMadeError", "CancelledError", "ActivityPause", "ActivityReset"}
 )
 _logger = logging.getLogger("plaid_relay_async.temporal")
 
@@ -114,50 +96,6 @@ class Submitted:
     started: int = 0
     pending: int = 0
     recorded: int = 0
-
-
-@define(eq=False, repr=False)
-class _TaskRecorder:
-    """The journal's recorder of a call that a worker makes, which records the intent and the outcome.
-
-    Attributes:
-        recorder: the recorder of a creation or a removal, which holds the pair in this process.
-        recorded_outcome: the outcome, if the journal, or the result of an earlier activity, has one already.
-        journalled: whether the journal has the outcome, as far as this process knows.
-        unrecorded_intent: the key of the worker's intent, if the worker couldn't record the outcome.
-    """
-
-    recorder: CreationRecorder | RemovalRecorder | NullRecorder
-    recorded_outcome: Outcome | Removed | None
-    journalled: bool = False
-    unrecorded_intent: IntentKey | None = None
-    earlier_in_doubt_error = None  # the worker takes it into account
-
-    @property
-    def creation(self) -> CreationRecorder:
-        """The recorder of a creation."""
-        assert isinstance(self.recorder, CreationRecorder)  # noqa: S101  # that of a removal isn't asked for it
-        return self.recorder
-
-    def request_to_send(self, request: T) -> T:
-        """Return the request; the worker replaces the pair ID in it."""
-        return request
-
-    async def record_intent(self) -> None:
-        """Do nothing: the worker records the intent."""
-
-    async def record_outcome(self, outcome: Any) -> None:
-        """Record what the worker couldn't record, or that the request is not attempted (`None`)."""
-        if outcome is None:
-            await self.creation.record_outcome(None)
-        elif self.unrecorded_intent is not None:
-            self.journalled = True  # so that an error of the next line is reported as a lost write
-            row = await self.creation.record_outcome_of(self.unrecorded_intent, outcome)
-            self.journalled = row is not None or not isinstance(outcome, Created)
-
-    def release(self) -> None:
-        """Release the pair."""
-        self.recorder.release()
 
 
 class TaskQueue:
@@ -225,7 +163,7 @@ class TaskQueue:
 
     # ------------------------------------------------------------------------------------- for a batch
 
-    async def acquire_recorder(self, request: Any, context: CallContext) -> _TaskRecorder:
+    async def acquire_recorder(self, request: Any, context: CallContext) -> TaskRecorder:
         """Return a recorder that has what the journal has recorded, and leaves recording to the worker."""
         recorder = await self._journal.acquire_recorder(request, context)
         outcome = recorder.recorded_outcome
@@ -236,7 +174,7 @@ class TaskQueue:
         except BaseException:
             recorder.release()
             raise
-        return _TaskRecorder(recorder, outcome)
+        return TaskRecorder(recorder, outcome)
 
     async def _find_unrecorded(
         self, request: RelayCreateRequest, recorder: CreationRecorder
@@ -271,7 +209,9 @@ class TaskQueue:
     ) -> RelayCreateResponse | RelayRemoveResponse:
         """Return the response of a call that a worker makes; see `TaskQueueProtocol`."""
         recorder: Any = gate.recorder
-        call = _QueuedCall(self, self._task(operation, request, recorder), request, gate, recorder)
+        call = QueuedCall(
+            self.start, self.requests, self._task(operation, request, recorder), request, gate, recorder
+        )
         running = asyncio.create_task(call.run())
         try:
             return await asyncio.shield(running)
@@ -290,7 +230,7 @@ class TaskQueue:
         finally:
             running.cancel()
 
-    def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: _TaskRecorder) -> Task:
+    def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: TaskRecorder) -> Task:
         if operation is CREATE:
             name, in_doubt = recorder.creation.pair, recorder.creation.row_in_doubt
         else:
@@ -534,157 +474,3 @@ class TaskQueue:
 
     def _activity_id(self, activity: str, name: str, repetition: int) -> str:
         return self._journal.keyed_hash(activity, self.run, name, str(repetition))
-
-
-@define(eq=False, repr=False)
-class _QueuedCall:
-    """One call of a batch on the queue.
-
-    Attributes:
-        queue: the queue.
-        task: the task for the worker.
-        request: the request.
-        gate: the call as the batch sees it.
-        recorder: its recorder.
-    """
-
-    queue: TaskQueue
-    task: Task
-    request: Any
-    gate: TrackedCall[Any]
-    recorder: _TaskRecorder
-    _handle: ActivityHandle[Any] | None = field(default=None, init=False)
-    _stopped: bool = field(default=False, init=False)
-
-    async def run(self) -> RelayCreateResponse | RelayRemoveResponse:
-        """Start activities until one has made the call, and return the response."""
-        repetition, wait = 0, BACKOFF_SECONDS[0]
-        now = asyncio.get_running_loop().time
-        decline_deadline = math.inf
-        while True:
-            self._handle, state = await self.queue.start(self.task, repetition)
-            if self._stopped:
-                await self._cancel_activity()
-            end = None if state == "ended" else await self._wait()
-            result = end if isinstance(end, TaskResult) else None
-            if result is not None and not (_is_declined(result) and now() < decline_deadline):
-                return await self._response(result)
-            if result is None and (response := await self._recorded_response()) is not None:
-                return response
-            if isinstance(end, ActivityFailureError):
-                self._check_repeatable(end)
-            # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
-            repetition += 1
-            if result is not None:
-                decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
-            if state != "ended" and not self._stopped:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, BACKOFF_SECONDS[1])
-            if self._stopped:  # also if that happened during the wait
-                self.gate.phase = Phase.WAITING
-                raise AttemptForbiddenError
-
-    async def stop(self) -> None:
-        """Take the call off the queue, unless a worker has begun it."""
-        self._stopped = True
-        await self._cancel_activity()
-
-    async def _cancel_activity(self) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(ConfigurationError):  # then the call is waited for
-                await self.queue.requests.repeat(self._handle.cancel)
-
-    async def _wait(self) -> TaskResult | ActivityFailureError | None:
-        """Wait until the activity has ended, and return its result or its failure, as far as it has one.
-
-        Raises:
-            ConfigurationError: a worker refuses the call.
-            OutcomeUnknownError: the result can't be read.
-        """
-        handle: Any = self._handle
-        try:
-            payload = await self.queue.requests.repeat(handle.result)
-        except ConfigurationError as error:
-            # The server itself adds an unencrypted payload to the failure of an activity that it cancels.
-            description = await self.queue.requests.repeat(handle.describe)
-            if description is not None and description.status in _ENDED_BY_A_WORKER:
-                raise _unreadable_error(error) from error
-            return None
-        except ActivityFailureError as failure:
-            # A worker with another key can't read the task; then the cause has a cause.
-            for cause in (failure.cause, failure.cause.__cause__):
-                if isinstance(cause, ApplicationError) and cause.type in _REFUSALS:
-                    raise ConfigurationError(f"a worker can't make the call: {cause.message}") from None
-            return failure
-        return None if payload is None else TaskResult.from_payload(payload)
-
-    def _check_repeatable(self, failure: ActivityFailureError) -> None:
-        """Check that another activity may make a call of which the journal has no outcome.
-
-        Raises:
-            ConfigurationError: the worker had an unexpected error; no attempt was started.
-            OutcomeUnknownError: the same, of a removal, which may have been executed.
-        """
-        cause = failure.cause
-        reason = cause.message if isinstance(cause, ApplicationError) else type(cause).__name__
-        if not isinstance(cause, ApplicationError) or cause.type in _REPEATABLE:
-            self.queue.requests.warn("a worker didn't make a call, which is queued again: %s", reason)
-            return
-        message = f"a worker can't make the call: {reason}"
-        if self.task.activity == CREATE_ACTIVITY:
-            raise ConfigurationError(
-                message, advice="Fix the cause, of which the worker has a log record, and repeat the run."
-            )
-        raise OutcomeUnknownError(message, sent=None, advice="Remove the token again, which is safe.")
-
-    async def _recorded_response(self) -> RelayCreateResponse | None:
-        """Return the response that the journal has for a creation, or raise the recorded error.
-
-        Return `None` if no attempt can have been executed. A removal may be repeated in any case.
-        """
-        if self.task.activity != CREATE_ACTIVITY:
-            return None
-        try:
-            outcome = await self.recorder.creation.read_outcome(self.request)
-        except (ConfigurationError, JournalError) as error:
-            self.gate.sending.stop_with_error(error)
-            raise _unreadable_error(error) from error
-        if outcome is None:
-            return None
-        self.recorder.journalled = outcome.journalled
-        self.gate.attempts = outcome.attempts
-        if isinstance(outcome, Created):
-            return outcome.response
-        raise outcome.error
-
-    async def _response(self, result: TaskResult) -> RelayCreateResponse | RelayRemoveResponse:
-        self.recorder.journalled = result.journalled
-        self.recorder.unrecorded_intent = result.intent_key
-        self.gate.attempts = result.attempts
-        if not result.succeeded:
-            raise result.to_error()
-        if self.task.activity != CREATE_ACTIVITY:
-            return RelayRemoveResponse(removed=True, request_id=result.request_id, inferred=result.inferred)
-        if (response := result.created_response()) is not None:
-            return response
-        recorded = await self._recorded_response()
-        self.gate.attempts = result.attempts
-        if recorded is None:
-            raise OutcomeUnknownError("the worker has recorded a token, and the journal doesn't have it")
-        return result.created_response(recorded.relay_token) or recorded
-
-
-def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:
-    """Return the error of a call that may have been made, and whose outcome can't be read."""
-    return OutcomeUnknownError(
-        f"the outcome of a call on a task queue can't be read: {error.args[0]}",
-        sent=None,
-        advice="Fix the cause, and repeat the run. It reads the outcome, or makes the call if no attempt was "
-        "started.",
-    )
-
-
-def _is_declined(result: TaskResult) -> bool:
-    """Return whether a rate limit has kept a worker from making the call, and a later one may succeed."""
-    error = None if result.error is None else result.to_error()
-    return isinstance(error, WaitTooLongError) or (isinstance(error, PlaidAPIError) and is_declined(error))

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import os
 import re
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -426,9 +427,11 @@ def test_a_creation_during_revoke(plaid, run, spawn, partners, journal_path, lat
     plaid.fail(Fault(path=REMOVE, latency=3.0))
     revoking = spawn("revoke", "nov", "--yes")
     wait_until(lambda: len(plaid.requests) == 4)
+    revoking.send_signal(signal.SIGSTOP)  # on a busy machine, another process may take long to start
     plaid.fail(Fault(path=CREATE, latency=latency))
     creating = spawn("create", "--report-token", REPORT, "--partner", "q", "--run", "nov")
-    wait_until(lambda: len(plaid.requests) == 5)
+    wait_until(lambda: len(plaid.requests) == 5 and (latency or creating.poll() is not None))
+    revoking.send_signal(signal.SIGCONT)
     _, err = revoking.communicate()
     creating.kill()
     assert (revoking.returncode, problem in err) == (1, True), err

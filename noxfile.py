@@ -40,15 +40,13 @@ def install_plaid_for_node(session: nox.Session, *others: str) -> str:
     return folder
 
 
-def parallel_options(
-    session: nox.Session, mode: tuple[str, ...] = ISOLATED, *, count: int | None = None
-) -> list[str]:
+def parallel_options(session: nox.Session, mode: tuple[str, ...] = ISOLATED) -> list[str]:
     """Return pytest's options to distribute test files over processes that run in the same mode.
 
-    By default, there are more processes than cores, because many tests wait most of the time.
+    There are more processes than cores, because many tests wait most of the time.
     """
     python = shlex.join([f"{session.bin}/{mode[0]}", *mode[1:]])
-    count = count or min(3 * (os.cpu_count() or 1), 8)
+    count = min(3 * (os.cpu_count() or 1), 8)
     return ["--tx", f"{count}*popen//python={python}", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
@@ -79,10 +77,8 @@ def temporal(session: nox.Session) -> None:
     # Its own file, because CI runs this session and `tests` at the same time.
     session.env["COVERAGE_FILE"] = str(pathlib.Path(session.create_tmp()) / "coverage")
     session.run("coverage", "erase")
-    # Each process starts its own Temporal server.
-    files = ("tests/temporal", "tests/cli/test_temporal.py")
-    arguments = session.posargs or [*parallel_options(session, count=2), *files]
-    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *arguments)
+    files = session.posargs or ["tests/temporal", "tests/cli/test_temporal.py"]
+    session.run(*ISOLATED, "-m", "coverage", "run", "-m", "pytest", *files)
     session.run("coverage", "combine", "--quiet")
     if not session.posargs:
         # Not 100 %, because coverage can't follow all frames that wait for the journal, in Python 3.11.

@@ -58,7 +58,7 @@ async def test_memory_does_not_depend_on_the_size_of_a_run(
     plaid, report, temporal_server, task_queue, journal_url, size
 ):
     """Submitter, follower and worker need at most the memory of the detection of duplicates for each pair."""
-    pairs = size(500, 20_000)
+    pairs = size(300, 20_000)
     options = {
         "base_url": plaid.url,
         "address": temporal_server.address,

@@ -319,10 +319,11 @@ def test_rate(simulator, bulk, run, start_worker, task_queue):
 # ------------------------------------------------------------------------------- limits of three processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "lower_rate", "seconds", "min_share"),
     # In so short a time, a second in which the machine is busy with something else counts more.
-    [(20, 10, 11.0, 0.7), pytest.param(50, 20, 30.0, 0.8, marks=pytest.mark.slow)],
+    [(20, 10, 11.0, 0.7), (50, 20, 30.0, 0.8)],
 )
 def test_three_workers_keep_a_rate(
     simulator, arrivals, bulk, run, start_worker, task_queue, rate, lower_rate, seconds, min_share

@@ -67,8 +67,8 @@ from plaid_relay_async.cli.survey import InputSurvey
 from plaid_relay_async.cli.temporal import (
     batch_concurrency,
     cancel,
-    check_not_queued,
     rate,
+    read_tokens,
     recording_on,
     runner_of,
     worker,
@@ -83,7 +83,6 @@ from plaid_relay_async.redaction import redact_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from plaid_relay_async.journal import Journal
     from plaid_relay_async.models import RelayRemoveResponse
     from plaid_relay_async.outcomes import LateOutcome
 
@@ -384,14 +383,7 @@ def revoke(
     client, journal = client_options.build_client(concurrency), existing_journal.build_journal(name)
     connection = temporal_options.connection_for(journal, existing_journal.key_file, client_options)
 
-    async def read_tokens(journal: Journal) -> TokensToRevoke:
-        if connection is None:
-            return await TokensToRevoke.read(journal, name, partner)
-        # The queue is read before the journal, which has the outcome of each call that has left the queue.
-        await check_not_queued(connection, journal, partner)
-        return evolve(await TokensToRevoke.read(journal, name, partner), maybe_queued=0)
-
-    tokens = run_query(journal, read_tokens)
+    tokens = run_query(journal, lambda journal: read_tokens(connection, journal, partner))
     if tokens.maybe_queued:
         print_message(*tokens.warning(), level=logging.WARNING)
     question = f"Revoke the relay tokens of the run {name!r} ({len(tokens.partners):,})?"

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from attrs import asdict, define
+from attrs import asdict, define, evolve
 from cyclopts import Parameter
 
 from plaid_relay_async.cli.arguments import read_value
@@ -28,6 +28,7 @@ from plaid_relay_async.cli.messages import ExitStatus, UsageError, sanitize
 from plaid_relay_async.cli.options import Concurrency  # noqa: TC001
 from plaid_relay_async.cli.output import open_stdout, write_all
 from plaid_relay_async.cli.progress import OutcomeCounts
+from plaid_relay_async.cli.revoking import TokensToRevoke
 from plaid_relay_async.cli.serving import handling_log
 from plaid_relay_async.cli.signals import Signals, signals
 from plaid_relay_async.cli.temporal_options import SubmissionOptions, TemporalOptions, parse_rate, reason_of
@@ -106,7 +107,28 @@ async def _connect(connection: TemporalConnection, journal: Journal) -> tuple[Ta
     return queue, client
 
 
-async def check_not_queued(connection: TemporalConnection, journal: Journal, partner: str | None) -> None:
+async def read_tokens(
+    connection: TemporalConnection | None, journal: Journal, partner: str | None
+) -> TokensToRevoke:
+    """Return the tokens that the run of a journal created; with a connection, check the task queue before.
+
+    Args:
+        connection: the connection to Temporal.
+        journal: the open journal of the run.
+        partner: the partner to read the tokens of; `None` reads those of all partners.
+
+    Raises:
+        JournalError: the run doesn't exist or is in progress, or the journal can't be read.
+        NotSentError: the Temporal server can't be used.
+    """
+    if connection is None:
+        return await TokensToRevoke.read(journal, journal.run, partner)
+    # The queue is read before the journal, which has the outcome of each call that has left the queue.
+    await _check_not_queued(connection, journal, partner)
+    return evolve(await TokensToRevoke.read(journal, journal.run, partner), maybe_queued=0)
+
+
+async def _check_not_queued(connection: TemporalConnection, journal: Journal, partner: str | None) -> None:
     """Check that no creation of the run is on the task queue.
 
     Args:

@@ -413,6 +413,22 @@ def test_revoke_during_a_run(start, run, spawn, partners, journal_path):
     assert (result.status, "may have left a valid token: 10" in result.err) == (3, True)
 
 
+@pytest.mark.parametrize("is_postgres", [False, True], ids=["sqlite", "postgresql"])
+def test_revoke_pairs_without_an_outcome(
+    plaid, run, partners, journal_path, postgres, monkeypatch, is_postgres
+):
+    """They may be on a task queue, which requires PostgreSQL. A message counts them, before and after."""
+    if is_postgres:
+        asyncio.run(postgres.reset())
+        monkeypatch.setenv("PLAID_RELAY_JOURNAL", postgres.url)
+    plaid.fail(Fault(path=CREATE, status=400, body={"error_type": "ASSET_REPORT_ERROR"}))
+    assert bulk(run, partners(10), "--concurrency", "1").status == 1
+    result = run("revoke", "nov", "--yes")
+    assert (result.status, result.out) == (0, "")
+    assert result.err.count("pairs without an outcome, which may still get a token: 7\n") == 2 * is_postgres
+    assert len(plaid.requests) == 3
+
+
 @pytest.mark.parametrize(
     ("latency", "problem"),
     [

@@ -72,6 +72,17 @@ async def test_the_pair_ids_of_a_run_are_listed(client, plaid, report, url):
     assert pair_id == recorder.pair
 
 
+async def test_a_pair_with_several_tokens_has_one_id(client, report, url):
+    """A pair whose token was removed, and which was created again, is listed once."""
+    for _ in range(2):
+        result, _ = await create_in_run(client, report, url, "x")
+        (created,) = result.created
+        async with Journal(url, run="x", key=KEY) as journal:
+            await client.relay.remove(created.relay_token, journal=journal)
+            pairs = [pair async for pair in journal.pair_ids("x")]
+    assert len(pairs) == 1
+
+
 # -------------------------------------------------------------------------- outcomes of other processes
 
 

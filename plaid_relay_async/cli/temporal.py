@@ -274,18 +274,27 @@ async def run_until_signal(work: Coroutine[Any, Any, None], signals: Signals) ->
         NotSentError: Temporal rejects the worker.
     """
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    stops = 0
+    signalled = asyncio.Event()
+    stops = cancellations = 0
 
     def stop() -> None:
         nonlocal stops
         stops += 1
         if stops == 1:
             print_message("stopping: waiting for the calls in flight; a second signal abandons them")
-        # The worker must see a second cancellation even if both signals arrive together.
-        loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(signalled.set)
 
     with signals.handled_by(stop):
-        await asyncio.wait([task])
+        while not task.done():
+            waiting = asyncio.ensure_future(signalled.wait())
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            signalled.clear()
+            while cancellations < stops:
+                cancellations += 1
+                task.cancel()
+                # If both signals have arrived together, the worker must still see two cancellations.
+                await asyncio.sleep(0)
     if stops > 1:
         print_message("calls in flight were abandoned; their outcome is unknown", level=logging.WARNING)
         return ExitStatus.FAILED

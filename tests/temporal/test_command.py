@@ -159,6 +159,19 @@ def test_a_worker_abandons(simulator, bulk, start_worker):
     assert "Traceback" not in err
 
 
+def test_a_worker_receives_two_signals_together(simulator, bulk, start_worker):
+    """It abandons the calls in flight, as after a second signal that arrives later."""
+    simulator.fail(Fault(path=CREATE, latency=100.0))
+    worker = start_worker("--lease", "100")
+    assert bulk(1, "--detach").status == 0
+    wait_until(lambda: len(simulator.requests) == 1)
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        worker.send_signal(number)
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "calls in flight were abandoned; their outcome is unknown\n" in err
+
+
 def test_a_worker_for_another_lender(simulator, bulk, start_worker, monkeypatch):
     """A worker with other credentials sends nothing, says why, and the run stops with that error."""
     with monkeypatch.context() as patch:

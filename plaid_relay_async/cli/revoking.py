@@ -57,7 +57,8 @@ class TokensToRevoke:
             if record.outcome == "in_flight":
                 raise JournalError(
                     f"the run {run!r} is in progress",
-                    advice="Wait until it has ended, end its process, or, on a task queue, cancel the run.",
+                    advice="Wait until it has ended, or end its process. On a task queue, cancel the run, "
+                    "and wait until the calls that workers have begun have ended.",
                 )
             if not record.own:
                 continue

@@ -35,7 +35,7 @@ StartActivity: TypeAlias = Callable[
     [Task, int], Awaitable[tuple[ActivityHandle[Any], Literal["started", "pending", "ended"]]]
 ]
 
-# Seconds for which a call that a rate limit declines is repeated; as `RetryPolicy.max_pause`.
+# Seconds for which a declined call is repeated: the default of `RetryPolicy.max_pause`.
 _MAX_DECLINED_SECONDS: Final = 300.0
 _ENDED_BY_A_WORKER: Final = frozenset({ActivityExecutionStatus.COMPLETED, ActivityExecutionStatus.FAILED})
 # The failures of a worker that refuses every task. `NotFoundError` is that of another program's worker.
@@ -67,7 +67,7 @@ class TaskRecorder:
     @property
     def creation(self) -> CreationRecorder:
         """The recorder of a creation."""
-        assert isinstance(self.recorder, CreationRecorder)  # noqa: S101  # that of a removal isn't asked for it
+        assert isinstance(self.recorder, CreationRecorder)  # noqa: S101  # only the calls of creations read it
         return self.recorder
 
     def request_to_send(self, request: T) -> T:
@@ -130,7 +130,8 @@ class QueuedCall:
                 return response
             if isinstance(end, ActivityFailureError):
                 self._check_repeatable(end)
-            # No attempt was executed: the activity was lost before, or a rate limit pauses the workers.
+            # Another activity may make the call: it was declined, or its activity has ended without an
+            # outcome. Then no attempt of a creation was executed, and a removal may be repeated.
             repetition += 1
             if result is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
@@ -152,7 +153,7 @@ class QueuedCall:
                 await self.requests.repeat(self._handle.cancel)
 
     async def _wait(self) -> TaskResult | ActivityFailureError | None:
-        """Wait until the activity has ended, and return its result or its failure, as far as it has one.
+        """Wait until the activity has ended, and return its result, its failure, or `None` without either.
 
         Raises:
             ConfigurationError: a worker refuses the call.
@@ -242,6 +243,6 @@ def _unreadable_error(error: PlaidRelayError) -> OutcomeUnknownError:
 
 
 def _is_declined(result: TaskResult) -> bool:
-    """Return whether a rate limit has kept a worker from making the call, and a later one may succeed."""
+    """Return whether Plaid has declined the call, or its pause was too long: a later activity may succeed."""
     error = None if result.error is None else result.to_error()
     return isinstance(error, WaitTooLongError) or (isinstance(error, PlaidAPIError) and is_declined(error))

@@ -1,4 +1,4 @@
-"""The open journals of a worker: one for each run whose calls it makes, for as long as they are in use."""
+"""The open journals of a worker: one for each run and its settings, for as long as calls use it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ class OpenJournals:
             JournalError: it can't be opened, or the one before still can't record the outcomes of its calls.
         """
         if (entry := self._journals.get(settings)) is None:
-            # Another one couldn't record anything either, and all of them would stay open.
+            # A new journal couldn't record anything either. Each call would open one, and all would stay
+            # open.
             if (reason := self._unrecorded.get(settings)) is not None:
                 raise JournalError(reason)
             journal = Journal(self._url, **asdict(settings), **self._options)
@@ -146,7 +147,8 @@ class OpenJournals:
     async def _close_when_written(self, settings: JournalSettings, journal: Journal) -> None:
         """Close a journal, once it has recorded the outcomes of its calls.
 
-        If the activity of such a call had timed out by then, no other process has its token.
+        It stays open until then: if the activity of such a call has timed out, no other process has its
+        token.
         """
         try:
             while True:

@@ -20,17 +20,19 @@ from plaid_relay_async.transport.adaptation import (
 # Temporal divides a setting among the partitions of a task queue, 4 by default. Each has a bucket that
 # contains the activities of one second, and dispatches one activity more than that (server 1.32,
 # `simplelimiter`). So in any window of w seconds the queue dispatches at most setting * (w + 1) + 4: with 20
-# a second, 44 in the first second. The first calls of workers are late, because they open the journal of the
-# run. If the next ones are on time, those of more than w seconds arrive in w seconds: calls that are up to
-# 0.8 s late still fit. So the setting for a rate is (rate * w - 4) / (w + 1.8).
+# a second, 44 in the first second. More calls may arrive at Plaid in w seconds: the first calls of a worker
+# are late, because they open the journal of the run, and arrive together with later ones. If calls are up to
+# 0.8 s late, the dispatches of w + 0.8 seconds may arrive in w seconds. So the setting for a rate is
+# (rate * w - 4) / (w + 1.8).
 #
 # The window is 10 s: for 50 a second, the setting is 42. With a low rate the one activity of each partition
-# matters more, so the window is the time in which 80 activities are allowed, if that is longer.
+# matters more, so the window is the time in which 80 activities are allowed, if that is longer: then these
+# activities are 5 % of the window's.
 _PARTITIONS: Final = 4
-_BURST: Final = 1.0
-_LATENESS: Final = 0.8
-_MIN_WINDOW: Final = 10.0
-_MIN_COUNT: Final = 80.0
+_BURST: Final = 1.0  # seconds
+_LATENESS: Final = 0.8  # seconds
+_MIN_WINDOW: Final = 10.0  # seconds
+_MIN_COUNT: Final = 80.0  # activities in a window
 
 
 def setting_for(rate: float) -> float:

@@ -105,8 +105,8 @@ async def _write(temporal: Client, task_queue: str, state: RateState) -> None:
     )
 
 
-# Seconds after which an update is read again, and after which it isn't repeated any more. The update of a
-# worker that had read the state before takes less than the first of them.
+# Seconds until the state is read again after an update, and until an update isn't repeated any more. A worker
+# that has read the state before an update, and overwrites it, does so within the first of these times.
 _SETTLE_SECONDS: Final = 0.5
 _MAX_UPDATE_SECONDS: Final = 60.0
 

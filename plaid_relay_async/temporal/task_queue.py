@@ -61,8 +61,8 @@ T = TypeVar("T")
 
 RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 """The search attribute that has the run name."""
-# Seconds. `start_to_close` is at least 1: in less time, a worker can't record an intent, and the call would
-# be queued again for ever.
+# Seconds of a day. The minimum is 1: in less time, a worker can't record an intent, and the call would be
+# queued again without end.
 _MAX_START_TO_CLOSE: Final = 86_400
 # A server accepts 2 MB by default, and encryption adds a third. It rejects a larger task as
 # invalid, or, above 4 MB, with an error that looks transient (RESOURCE_EXHAUSTED).
@@ -113,8 +113,8 @@ class TaskQueue:
         temporal: a client of Temporal with the data converter of `data_converter`.
         name: the name of the task queue.
         journal: the open journal of the run, in PostgreSQL.
-        start_to_close: seconds after which a call that a worker has begun is considered lost, from one to
-            those of a day. The worker's client has half of it for the call.
+        start_to_close: seconds after which a call that a worker has begun is considered lost, from 1 to
+            86,400 (a day). The worker's client has half of it for the call.
         search_attribute: whether to set the search attribute `PlaidRelayRun`, with which Temporal's own tools
             can list the calls of a run. The server must have it.
 

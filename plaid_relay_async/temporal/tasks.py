@@ -58,11 +58,12 @@ class Task:
     Attributes:
         activity: the activity type.
         request: the request of the call.
-        name: the digest that names the pair, or the relay token to remove. A worker with another journal, or
-            with the credentials of another lender, computes another digest.
+        name: the pair ID of a creation, or the keyed hash of the relay token to remove. A worker with another
+            journal, or with the credentials of another lender, computes another one.
         settings: the run, and the settings of the journal for it.
         in_doubt: the ID of the journal's row with the attempt in doubt that the call replaces, if there is
-            one. `retry_unknown` permits no other: a task that is handed out twice is made once.
+            one. With `retry_unknown`, the worker replaces no other row, so a task that is handed out twice
+            leads to one call.
     """
 
     activity: str

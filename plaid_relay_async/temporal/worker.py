@@ -192,6 +192,7 @@ class Worker:
             task_queue=self._task_queue,
             activities=[self._activity(name) for name in (CREATE_ACTIVITY, REMOVE_ACTIVITY)],
             max_concurrent_activities=self._concurrency,
+            # A drain has no limit of its own: each call has one, and `start_to_close` is a day at most.
             graceful_shutdown_timeout=timedelta(days=1),
         )
         try:
@@ -217,7 +218,7 @@ class Worker:
         """Make the call of an activity, and return its result.
 
         Raises:
-            ApplicationError: nothing was executed; see `_failure`.
+            ApplicationError: the call has no outcome; see `_failure`.
         """
         info = activity.info()
         limit = (info.start_to_close_timeout or timedelta.max).total_seconds()

@@ -97,7 +97,7 @@ def report(plaid):
 
 @pytest.fixture(scope="session")
 def size(request):
-    """A function that takes the sizes of a sample and of the full proof, and returns the one to run."""
+    """A function that takes the sizes of a sample and of the full test, and returns the one to run."""
     full_size = request.config.getoption("--endurance")
     return lambda sample, full: full if full_size else sample
 
@@ -126,7 +126,7 @@ def rate(no_settings, capfd):
 
 @define
 class Arrivals:
-    """The latency of a simulator, which records the time of each request, in the order of `requests`."""
+    """The constant latency of a simulator; records when each request arrives, in the order of `requests`."""
 
     latency: float = 0.0
     times: list[float] = field(factory=list)

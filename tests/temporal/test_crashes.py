@@ -17,7 +17,6 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue as TaskQueueName
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, PendingActivityState
-from temporalio.service import RPCError
 
 from plaid_relay_async import batch
 from plaid_relay_async.simulator import Fault
@@ -33,6 +32,7 @@ def a_run(plaid, report, temporal_server, task_queue, journal_url, tmp_path):
 
 @contextlib.asynccontextmanager
 async def kept_running(process, **options):
+    """Start a process again each time that it ends, until the end of the block; yield the task that does so."""
     task = asyncio.create_task(process.keep_running(**options))
     try:
         yield task
@@ -58,7 +58,7 @@ async def run_to_end(run):
 
 
 async def wait_for_polls(run, workers=1):
-    """Wait until a number of workers, including those that have been killed, have waited for a task."""
+    """Wait until the server has seen a number of workers poll the task queue; killed workers count, too."""
     client = await run.connect()
     request = DescribeTaskQueueRequest(
         namespace="default",
@@ -72,19 +72,21 @@ async def wait_for_polls(run, workers=1):
 
 
 async def describe_activities(run, repetition=0):
-    """Return the descriptions of the activities of all pairs with a number of the repetition."""
+    """Return the description of the activity of each pair that has one with this number of the repetition."""
     descriptions = []
     async with run.opened() as (_, queue):
-        if not await queue._journal.runs():
+        if not await queue._journal.runs():  # the submitter has recorded no pair yet
             return []
         async for pair in queue._journal.pair_ids("x"):
-            with contextlib.suppress(RPCError):  # there is no such activity
-                descriptions.append(await queue._handle(CREATE_ACTIVITY, pair, repetition).describe())
+            handle = queue._handle(CREATE_ACTIVITY, pair, repetition)
+            # Only a missing activity is `None`. Any other error of the server is repeated or raised.
+            if (description := await queue.requests.repeat(handle.describe)) is not None:
+                descriptions.append(description)
     return descriptions
 
 
 async def wait_for_activity(run, status, repetition=0):
-    """Wait until the activity of the run's only pair has a status, or while it is running, a state."""
+    """Wait until an activity has a status, such as `TIMED_OUT`, or a state of a running one, such as `STARTED`."""
     await read_until(
         lambda: describe_activities(run, repetition),
         # Not `in`: a status and a state of different types are equal if their numbers are.
@@ -99,7 +101,7 @@ async def wait_for_token(run, partner):
 
 
 async def check_outcomes(run, plaid, outcomes):
-    """Check that ledger, journal and outcomes agree, and return the unknown partners."""
+    """Check that ledger, journal and outcomes agree and no creation has failed; return the unknown partners."""
     assert outcomes.keys() == {f"p{number}" for number in range(run.partners)}
     async with run.journal() as journal:
         recorded = {
@@ -149,7 +151,8 @@ async def test_everything_is_killed(a_run, plaid, temporal_server, postgres, siz
         outcomes = await run_to_end(run)
     assert set(tokens_per_partner(plaid).values()) == {1}
     unknown = await check_outcomes(run, plaid, outcomes)
-    # A fault of four kinds leaves a pair in doubt, and the restart of PostgreSQL what all workers do.
+    # A kill of a worker leaves its calls in doubt, the restart of PostgreSQL those of all three workers, and
+    # four of the random faults the call that they hit.
     assert len(unknown) <= (kills + 3) * run.concurrency + 4 * lost_responses
 
 
@@ -160,7 +163,7 @@ async def test_everything_is_killed(a_run, plaid, temporal_server, postgres, siz
 async def test_a_suspended_worker_begins_a_lost_activity(a_run, plaid):
     """A worker receives an activity while it is suspended, and begins it when another one has made the call.
 
-    That call is in doubt, and the run permits to repeat such calls; the suspended worker doesn't do it.
+    That call is in doubt. `retry_unknown` would permit the suspended worker to repeat it, but it doesn't.
     """
     run = evolve(a_run, partners=1, concurrency=1, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, times=1, close=True, when="after"))
@@ -172,7 +175,8 @@ async def test_a_suspended_worker_begins_a_lost_activity(a_run, plaid):
             assert await submitter.wait() == 0
         assert run.outcomes() == {"p0": ("Unknown", None, True)}
         suspended.send_signal(signal.SIGCONT)
-        # The worker makes one call after the other.
+        # Only this worker is left, and it makes one call at a time. So when it has made that of the second
+        # pair, it has ended the lost activity.
         other = evolve(run, partners=2, retry_unknown=False)
         outcomes = await submit_once(other)
     assert tokens_per_partner(plaid) == {"p0": 1, "p1": 1}
@@ -229,7 +233,7 @@ async def test_a_repetition_while_a_worker_is_suspended(a_run, plaid):
 
 @pytest.mark.slow
 async def test_a_worker_is_killed_in_flight(a_run, plaid):
-    """The pair is unknown, and nothing repeats the call in the same run, although the run permits it."""
+    """The pair is unknown. With `retry_unknown`, only a later submitter repeats its call."""
     run = evolve(a_run, partners=1, retry_unknown=True)
     plaid.fail(Fault(path=CREATE, latency=1.0, times=1, when="after"))
     async with running(run_worker, run) as worker, running(run_submitter, run) as submitter:
@@ -270,7 +274,8 @@ async def test_a_worker_is_suspended_before_its_intent(a_run, plaid, postgres):
     async with running(run_submitter, run) as submitter:
         await read_until(lambda: describe_activities(run))
         async with running(run_worker, run) as suspended:
-            # The lock also keeps the submitter from repeating the activity meanwhile.
+            # The worker's intent waits for the lock, which also keeps the submitter from repeating the
+            # activity meanwhile.
             async with postgres.transaction("LOCK TABLE relay_entries IN SHARE MODE"):
                 await postgres.wait_for_waiting()
                 suspended.send_signal(signal.SIGSTOP)
@@ -331,7 +336,7 @@ async def test_a_killed_submission_is_repeated(a_run, plaid, postgres):
     async with running(run_submission, run) as submission:
         await read_until(lambda: describe_activities(run))
         await read_until(
-            lambda: postgres.execute("SELECT count(*) FROM relay_entries"), lambda rows: rows >= [(20,)]
+            lambda: postgres.execute("SELECT count(*) FROM relay_entries"), lambda rows: rows[0][0] >= 20
         )
         await submission.kill()
     started = len(await describe_activities(run))
@@ -391,7 +396,8 @@ async def test_an_unknown_pair_is_created_again(a_run, plaid):
 async def test_a_cancelled_run_is_continued(a_run, plaid):
     """Cancelled calls are taken off the queue, and a later run makes them."""
     run = evolve(a_run, partners=20)
-    await submit_once_without_outcomes(run)
+    async with running(run_submission, run) as submission:
+        assert await submission.wait() == 0
     async with run.opened() as (_, queue):
         assert await queue.cancel() == run.partners
         assert await queue.cancel() == 0
@@ -401,11 +407,6 @@ async def test_a_cancelled_run_is_continued(a_run, plaid):
         outcomes = await submit_once(run)
     assert await check_outcomes(run, plaid, outcomes) == set()
     assert set(tokens_per_partner(plaid).values()) == {1}
-
-
-async def submit_once_without_outcomes(run):
-    async with running(run_submission, run) as submission:
-        assert await submission.wait() == 0
 
 
 # ------------------------------------------------------------------------------------------ the journal
@@ -432,7 +433,7 @@ async def test_the_journal_is_down_when_the_response_arrives(a_run, plaid, postg
 
 @pytest.mark.slow
 async def test_a_token_is_kept_until_the_journal_is_back(a_run, plaid, postgres):
-    """The journal is down until this activity has timed out, and another one has failed: nothing is lost."""
+    """The journal is down until the call's activity has timed out and another one has failed: no token is lost."""
     run = evolve(a_run, partners=2, concurrency=1, start_to_close=16.0, lease=13.0)
     plaid.fail(Fault(path=CREATE, latency=4.0, times=1, when="after"))
     async with running(run_worker, run), running(run_submitter, run):

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from plaid_relay_async.temporal import TaskQueue
     from plaid_relay_async.temporal.rates import TaskQueueRate
 
-_SUBMIT_CONCURRENCY = 100  # a server accepts about 100 calls a second, in a few milliseconds each
+# `--concurrency` limits calls that wait for their outcomes. Adding a call to the queue is one short request,
+# and more of them at once don't make a server faster.
+_SUBMIT_CONCURRENCY = 100
 
 # ---------------------------------------------------------------------------------- batches on a task queue
 
@@ -65,11 +67,12 @@ def recording_on(
 
     Args:
         connection: the connection to Temporal.
-        journal: the journal.
+        journal: the journal; required with a connection.
         rate: the new rate limit of the task queue, or `None` for no change.
     """
-    if connection is None or journal is None:
+    if connection is None:
         return recorded_in(journal)
+    assert journal is not None  # noqa: S101  # a connection requires one; see `TemporalOptions.connection_for`
     return _queued_on(connection, journal, rate)
 
 
@@ -211,7 +214,7 @@ def worker(
 
     A call ends after a minute, even if --timeout is longer.
 
-    At the first signal, it waits for the calls in flight, a minute at most; a second one abandons them.
+    At the first signal, it waits for the calls in flight, about a minute at most; a second one abandons them.
     """
     journal = build_journal(existing_journal.journal, key=existing_journal.key_file, lease=lease)
     connection = temporal_options.connection(journal, existing_journal.key_file)
@@ -236,14 +239,14 @@ def worker(
                 lease=lease,
             )
 
-            def print_address() -> None:
+            def print_queue() -> None:
                 sys.stdout.write(f"listening on {sanitize(connection.task_queue)} at {connection.address}\n")
                 sys.stdout.flush()
 
             sharing_task = asyncio.ensure_future(shared.run())
             try:
                 with _log_to_stderr():
-                    return await run_until_signal(temporal_worker.run(on_started=print_address), signals)
+                    return await run_until_signal(temporal_worker.run(on_started=print_queue), signals)
             finally:
                 sharing_task.cancel()
                 await asyncio.wait([sharing_task])

@@ -169,7 +169,7 @@ class TemporalOptions:
         if not self.task_queue:
             raise UsageError("--task-queue: must name the task queue that the workers poll")
         profile = self._profile()
-        self._check_encryption(profile)
+        self._check_address_and_tls(profile)
         return TemporalConnection(self.task_queue, profile, DataConverter.default)
 
     def _profile(self) -> ClientConfigProfile:
@@ -204,7 +204,7 @@ class TemporalOptions:
             tls=None if tls == ClientConfigTLS() else tls,
         )
 
-    def _check_encryption(self, profile: ClientConfigProfile) -> None:
+    def _check_address_and_tls(self, profile: ClientConfigProfile) -> None:
         """Raise `UsageError` if the address is invalid, or if the connection requires TLS and has none."""
         match = _ADDRESS.fullmatch(profile.address or "")
         if match is None or not is_host(match[1].strip("[]")):
@@ -344,12 +344,12 @@ class TemporalConnection:
         try:
             yield
         except RPCError as error:
-            problem = error.message
+            problem = f"has rejected a request: {error.message}"
         except TimeoutError:
-            problem = "another program changes the same setting"
+            problem = "hasn't kept a setting; another program may change it at the same time"
         else:
             return
-        raise NotSentError(f"Temporal at {self.address} has rejected a request: {problem}")
+        raise NotSentError(f"Temporal at {self.address} {problem}")
 
     async def open(self) -> Client:
         """Connect, and return the client.

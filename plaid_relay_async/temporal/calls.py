@@ -26,7 +26,7 @@ from plaid_relay_async.journal.recording import CreationRecorder, IntentKey, Nul
 from plaid_relay_async.models import RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Outcome, Removed
 from plaid_relay_async.temporal.requests import BACKOFF_SECONDS, TemporalRequests
-from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult
+from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, CallNotMadeError, Task, TaskResult
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ _REFUSALS: Final = frozenset({ConfigurationError.__name__, "NotFoundError"})
 # Those after which another activity may make the call: the journal has failed, the call wasn't made, the
 # worker has ended, or an operator has paused or reset the activity. Any other one is an unexpected error.
 _REPEATABLE: Final = frozenset(
-    {JournalError.__name__, "CallNotMadeError", "CancelledError", "ActivityPause", "ActivityReset"}
+    {JournalError.__name__, CallNotMadeError.__name__, "CancelledError", "ActivityPause", "ActivityReset"}
 )
 
 
@@ -142,10 +142,26 @@ class QueuedCall:
                 self.gate.phase = Phase.WAITING
                 raise AttemptForbiddenError
 
-    async def stop(self) -> None:
-        """Take the call off the queue, unless a worker has begun it."""
-        self._stopped = True
-        await self._cancel_activity()
+    async def drain(
+        self, running: asyncio.Task[RelayCreateResponse | RelayRemoveResponse]
+    ) -> RelayCreateResponse | RelayRemoveResponse:
+        """Return the response of a call whose batch has stopped, and which a worker has begun.
+
+        Any other call is taken off the queue. A second cancellation of the current task abandons the call.
+
+        Args:
+            running: the task that runs the call.
+        """
+        task: Any = asyncio.current_task()
+        if not running.done():
+            self.gate.phase = Phase.IN_FLIGHT  # a worker may have begun it
+            # An abandoned batch cancels this task twice at once. The second cancellation arrives here, and
+            # leaves the call on the queue.
+            await asyncio.sleep(0)
+            self._stopped = True
+            await self._cancel_activity()
+        task.uncancel()
+        return await asyncio.shield(running)
 
     async def _cancel_activity(self) -> None:
         if self._handle is not None:

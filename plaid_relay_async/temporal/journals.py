@@ -126,18 +126,18 @@ class OpenJournals:
         If too many are open, those that have been unused for the longest time are closed now.
         """
         if self._journals.get(settings) is not entry:
-            self._start_to_close(settings, entry)
+            self._begin_closing(settings, entry)
             return
         loop = asyncio.get_running_loop()
-        entry.idle_timer = loop.call_later(self._idle_seconds, self._remove, settings)
+        entry.idle_timer = loop.call_later(self._idle_seconds, self._close_unused, settings)
         unused_keys = [key for key, each in self._journals.items() if not each.users]
         for key in unused_keys[: max(len(self._journals) - _MAX_OPEN, 0)]:
-            self._remove(key)
+            self._close_unused(key)
 
-    def _remove(self, settings: JournalSettings) -> None:
-        self._start_to_close(settings, self._journals.pop(settings))
+    def _close_unused(self, settings: JournalSettings) -> None:
+        self._begin_closing(settings, self._journals.pop(settings))
 
-    def _start_to_close(self, settings: JournalSettings, entry: _OpenJournal) -> None:
+    def _begin_closing(self, settings: JournalSettings, entry: _OpenJournal) -> None:
         entry.cancel_idle_timer()
         if entry.is_open:
             task = asyncio.create_task(self._close_when_written(settings, entry.journal))

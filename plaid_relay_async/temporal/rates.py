@@ -28,6 +28,7 @@ from temporalio.api.taskqueue.v1 import RateLimit, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateTaskQueueConfigRequest
 from temporalio.service import RPCError
 
+from plaid_relay_async.batch import CREATE, REMOVE
 from plaid_relay_async.errors import ConfigurationError
 from plaid_relay_async.temporal.rate_state import RateState
 from plaid_relay_async.transport.adaptation import IDLE_TIME, IsolatedBudget
@@ -222,7 +223,7 @@ async def resume(temporal: Client, task_queue: str) -> None:
 
 # ------------------------------------------------------------------------------------------ sharing a 429
 
-_OPERATIONS: Final = frozenset({"/credit/relay/create", "/credit/relay/remove"})
+_PATHS: Final = frozenset(each.endpoint.path for each in (CREATE, REMOVE))
 
 # Seconds of a pause. A mistaken `Retry-After` of years would otherwise stop all runs for that time. If the
 # server still declines after `_MAX_PAUSE`, the first declined attempt starts the next pause.
@@ -284,7 +285,7 @@ class SharedRate:
 
     def on_attempt(self, attempt: AttemptEnd) -> None:
         """Note the end of an attempt; a callback for `RelayClient(on_attempt=...)`."""
-        if attempt.operation not in _OPERATIONS:
+        if attempt.operation not in _PATHS:
             return
         now = time.time()
         started = now - attempt.duration
@@ -305,7 +306,7 @@ class SharedRate:
 
     async def acquire(self, endpoint: str, /) -> None:
         """Wait for the end of a pause after a 429, as known to this worker."""
-        while endpoint in _OPERATIONS and (wait := self._state.until - time.time()) > 0:  # noqa: ASYNC110  # only time ends it
+        while endpoint in _PATHS and (wait := self._state.until - time.time()) > 0:  # noqa: ASYNC110  # only time ends it
             await asyncio.sleep(wait)
 
     async def run(self) -> None:

@@ -33,7 +33,7 @@ from temporalio.common import (
 from temporalio.exceptions import ActivityAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from plaid_relay_async.batch import CREATE, LostRaceError, Phase, TrackedCall
+from plaid_relay_async.batch import CREATE, LostRaceError, TrackedCall
 from plaid_relay_async.batch.input import RequestReader
 from plaid_relay_async.config import check_count, check_seconds
 from plaid_relay_async.errors import (
@@ -61,14 +61,18 @@ T = TypeVar("T")
 
 RUN_ATTRIBUTE: Final = SearchAttributeKey.for_keyword("PlaidRelayRun")
 """The search attribute that has the run name."""
-# Seconds of a day. The minimum is 1: in less time, a worker can't record an intent, and the call would be
-# queued again without end.
+# Seconds. In less than the minimum, a worker can't record an intent, and the call would be queued again
+# without end.
+_MIN_START_TO_CLOSE: Final = 1
 _MAX_START_TO_CLOSE: Final = 86_400
 # A server accepts 2 MB by default, and encryption adds a third. It rejects a larger task as
 # invalid, or, above 4 MB, with an error that looks transient (RESOURCE_EXHAUSTED).
 _MAX_TASK_BYTES: Final = 1_500_000
-_MAX_DELETED: Final = 10  # deleted activities of a pair that are skipped to find a later one
-_MAX_LOOKUPS: Final = 50  # pairs of a run whose activities are looked up concurrently
+# Deleted activities of a pair that are skipped to find a later one. Each is one request, also for a pair that
+# was never on the queue. Only a call that had to be queued more often, and has waited for longer than the
+# retention since, isn't found.
+_MAX_DELETED: Final = 10
+_MAX_LOOKUPS: Final = 50  # pairs whose activities are looked up concurrently; more don't make a server faster
 # Outcomes of pairs that may be on the queue: a token may be created again after any but `created`.
 _QUEUEABLE: Final = ("not_attempted", "failed", "unknown", "removed")
 _PENDING: Final = frozenset({ActivityExecutionStatus.RUNNING, ActivityExecutionStatus.PAUSED})
@@ -133,9 +137,10 @@ class TaskQueue:
     ) -> None:
         check_queue_name(name)
         check_seconds("start_to_close", start_to_close)
-        if not 1 <= start_to_close <= _MAX_START_TO_CLOSE:
+        if not _MIN_START_TO_CLOSE <= start_to_close <= _MAX_START_TO_CLOSE:
             raise ConfigurationError(
-                f"start_to_close must be from 1 to {_MAX_START_TO_CLOSE:,} seconds, not {start_to_close:g}"
+                f"start_to_close must be from {_MIN_START_TO_CLOSE} to {_MAX_START_TO_CLOSE:,} seconds, "
+                f"not {start_to_close:g}"
             )
         check_encryption(temporal)
         if journal.path is not None:
@@ -216,26 +221,16 @@ class TaskQueue:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            task: Any = asyncio.current_task()
-            if not running.done():
-                gate.phase = Phase.IN_FLIGHT  # a worker may have begun it
-                # An abandoned batch cancels a second time. That arrives here, and leaves the call on the
-                # queue.
-                await asyncio.sleep(0)
-                # The batch has stopped. The call is taken off the queue, unless a worker has begun it. In
-                # that case it is drained, and only a second cancellation abandons it.
-                await call.stop()
-            task.uncancel()
-            return await asyncio.shield(running)
+            return await call.drain(running)
         finally:
             running.cancel()
 
     def _task(self, operation: BatchOperation[Any, Any], request: Any, recorder: TaskRecorder) -> Task:
         if operation is CREATE:
-            name, in_doubt = recorder.creation.pair, recorder.creation.row_in_doubt
+            digest, in_doubt = recorder.creation.pair, recorder.creation.row_in_doubt
         else:
-            name, in_doubt = self._journal.keyed_hash(request.relay_token), None
-        return Task(activity_of(operation), request, name, self._journal.settings, in_doubt)
+            digest, in_doubt = self._journal.keyed_hash(request.relay_token), None
+        return Task(activity_of(operation), request, digest, self._journal.settings, in_doubt)
 
     # ----------------------------------------------------------------------------- without a batch
 
@@ -354,7 +349,8 @@ class TaskQueue:
     async def count_pending(self, *, partner: str | None = None) -> int:
         """Return the number of the run's pairs whose creation is on the queue.
 
-        A call that a worker has begun also counts, until the journal has its intent.
+        A call that a worker has begun also counts, except while the journal has its intent and the lease of
+        the worker is valid.
 
         Args:
             partner: count only the pairs of this partner.
@@ -431,7 +427,7 @@ class TaskQueue:
         try:
             handle = await self.requests.repeat(self._start, task, repetition)
         except ActivityAlreadyStartedError:
-            handle = self._handle(task.activity, task.name, repetition)
+            handle = self._handle(task.activity, task.digest, repetition)
             description = await self.requests.repeat(handle.describe)
             if description is None or description.status not in _PENDING:
                 return handle, "ended"
@@ -450,7 +446,7 @@ class TaskQueue:
             return await self._temporal.start_activity(
                 task.activity,
                 task.to_payload(),
-                id=self._activity_id(task.activity, task.name, repetition),
+                id=self._activity_id(task.activity, task.digest, repetition),
                 task_queue=self._name,
                 result_type=dict,
                 start_to_close_timeout=timedelta(seconds=self._start_to_close),
@@ -468,9 +464,9 @@ class TaskQueue:
             "long.",
         )
 
-    def _handle(self, activity: str, name: str, repetition: int) -> ActivityHandle[Any]:
-        activity_id = self._activity_id(activity, name, repetition)
+    def _handle(self, activity: str, digest: str, repetition: int) -> ActivityHandle[Any]:
+        activity_id = self._activity_id(activity, digest, repetition)
         return self._temporal.get_activity_handle(activity_id, result_type=dict)
 
-    def _activity_id(self, activity: str, name: str, repetition: int) -> str:
-        return self._journal.keyed_hash(activity, self.run, name, str(repetition))
+    def _activity_id(self, activity: str, digest: str, repetition: int) -> str:
+        return self._journal.keyed_hash(activity, self.run, digest, str(repetition))

@@ -20,7 +20,7 @@ from plaid_relay_async.journal.journal import JournalSettings
 from plaid_relay_async.journal.recording import IntentKey
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveRequest
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
-from plaid_relay_async.redaction import Hidden
+from plaid_relay_async.redaction import ExpectedError, Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +30,18 @@ CREATE_ACTIVITY: Final = "plaid_relay.create"
 REMOVE_ACTIVITY: Final = "plaid_relay.remove"
 _VERSION: Final = 1
 _TOKEN_IN_JOURNAL: Final = "in the journal"  # noqa: S105  # in place of a token
-_MAX_RESPONSE: Final = 100_000  # characters; Plaid's responses have about 150
+# Characters; Plaid's responses have about 150. It is far below what Temporal accepts, because the database of
+# its server keeps each result until the retention has passed.
+_MAX_RESPONSE: Final = 100_000
 _OPERATIONS: Final[dict[str, BatchOperation[Any, Any]]] = {CREATE_ACTIVITY: CREATE, REMOVE_ACTIVITY: REMOVE}
 _REQUEST_FIELDS: Final = {
     RelayCreateRequest: ("report_tokens", "secondary_client_id", "webhook"),
     RelayRemoveRequest: ("relay_token",),
 }
+
+
+class CallNotMadeError(ExpectedError):
+    """A worker has made no attempt of a call, and the same or another worker may make it."""
 
 
 def check_queue_name(name: object) -> None:
@@ -58,8 +64,8 @@ class Task:
     Attributes:
         activity: the activity type.
         request: the request of the call.
-        name: the pair ID of a creation, or the keyed hash of the relay token to remove. A worker with another
-            journal, or with the credentials of another lender, computes another one.
+        digest: the pair ID of a creation, or the keyed hash of the relay token to remove. A worker with
+            another journal, or with the credentials of another lender, computes another one.
         settings: the run, and the settings of the journal for it.
         in_doubt: the ID of the journal's row with the attempt in doubt that the call replaces, if there is
             one. With `retry_unknown`, the worker replaces no other row, so a task that is handed out twice
@@ -68,7 +74,7 @@ class Task:
 
     activity: str
     request: RelayCreateRequest | RelayRemoveRequest
-    name: str
+    digest: str
     settings: JournalSettings
     in_doubt: int | None
 
@@ -78,7 +84,7 @@ class Task:
             "version": _VERSION,
             # As text, because a number in it may be a Decimal.
             "request": codec.encode_request(self.request, Hidden({})).decode(),
-            "name": self.name,
+            "digest": self.digest,
             "settings": asdict(self.settings),
             "in_doubt": self.in_doubt,
         }
@@ -99,7 +105,7 @@ class Task:
                 known = {name: body.pop(name) for name in _REQUEST_FIELDS[request_type] if name in body}
                 request = request_type(**known, extra=body or None)
                 settings = JournalSettings(**payload["settings"])
-                return cls(activity, request, payload["name"], settings, payload["in_doubt"])
+                return cls(activity, request, payload["digest"], settings, payload["in_doubt"])
         raise ConfigurationError(
             f"another release of this package wrote the task (version {version!r})",
             advice="Run the same release on the workers and where the runs are started.",

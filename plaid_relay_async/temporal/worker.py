@@ -23,6 +23,7 @@ from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.tasks import (
     CREATE_ACTIVITY,
     REMOVE_ACTIVITY,
+    CallNotMadeError,
     Task,
     TaskResult,
     check_queue_name,
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     from plaid_relay_async.client import RelayClient
 
 _logger = logging.getLogger("plaid_relay_async.temporal")
-
-
-class CallNotMadeError(ExpectedError):
-    """A worker has made no attempt of a call, and the same or another worker may make it."""
 
 
 @define(eq=False, repr=False)
@@ -106,12 +103,12 @@ class _TaskJournal:
             ConfigurationError: the submitter has another journal, or calls for another lender.
         """
         is_creation = self.task.activity == CREATE_ACTIVITY
-        name = (
+        digest = (
             await self.journal.pair_id(request, context)
             if is_creation
             else self.journal.keyed_hash(request.relay_token)
         )
-        if self.task.name != name:
+        if self.task.digest != digest:
             raise ConfigurationError(
                 "the task is from another journal or for another lender than this worker's",
                 advice="Start the worker and the run with the same journal, the same client ID or namespace, "

@@ -194,7 +194,7 @@ def test_a_worker_with_an_unexpected_error(simulator, start_worker, temporal_ser
     task = {
         "version": 1,
         "request": json.dumps({"report_tokens": [REPORT], "secondary_client_id": "p"}),
-        "name": "n",
+        "digest": "n",
         "settings": {"run": ["a list, by mistake"], **options},
         "in_doubt": None,
     }

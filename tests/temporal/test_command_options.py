@@ -197,14 +197,14 @@ async def test_a_role_that_describes_nothing(capfd):
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        (RPCError("the text", RPCStatusCode.INVALID_ARGUMENT, b""), "the text"),
-        (TimeoutError(), "another program changes the same setting"),
+        (RPCError("the text", RPCStatusCode.INVALID_ARGUMENT, b""), "has rejected a request: the text"),
+        (TimeoutError(), "hasn't kept a setting; another program may change it at the same time"),
     ],
 )
 def test_a_rejected_request(error, problem):
     """An error of a request to the server names the server and the problem."""
     connection = TemporalConnection("q", ClientConfigProfile(address="a:1"), DataConverter.default)
-    with pytest.raises(NotSentError, match=f"Temporal at a:1 has rejected a request: {problem}"):
+    with pytest.raises(NotSentError, match=f"Temporal at a:1 {problem}"):
         with connection.naming_server():
             raise error
 

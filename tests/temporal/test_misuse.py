@@ -96,7 +96,7 @@ async def test_a_setting_of_a_later_release_is_refused(plaid, temporal_client, t
         task = {
             "version": 1,
             "request": '{"report_tokens": ["t"], "secondary_client_id": "p"}',
-            "name": "n",
+            "digest": "n",
             "settings": settings | {"retry_tomorrow": True},
         }
         handle = await start_create(temporal_client, task_queue, task)

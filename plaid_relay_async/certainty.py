@@ -41,7 +41,8 @@ class Certainty(enum.StrEnum):
 def certainty_of(error: PlaidRelayError) -> Certainty:
     """Return what an error proves about the attempt that it ended.
 
-    A redirect proves that nothing was executed, and so does a 4xx, unless its `error_type` is `API_ERROR`.
+    A redirect proves that nothing was executed, and so does a 4xx, unless its `error_type` is `API_ERROR`. So
+    does a success response which says that a token wasn't removed.
     """
     if isinstance(error, OutcomeUnknownError | ConnectionLostError):
         return Certainty.IN_DOUBT
@@ -57,9 +58,10 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
         return Certainty.DEFINITIVE
     if is_declined(error):
         return Certainty.DECLINED
-    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. Only an
-    # error that a program has created, such as a test, has no status.
-    is_final = error.status is None or 300 <= error.status < 500
+    # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. The status
+    # is a 2xx if the response says that a token wasn't removed. Only an error that a program has created,
+    # such as a test, has no status.
+    is_final = error.status is None or error.status < 500
     is_final &= not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if is_final else Certainty.IN_DOUBT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from journal_support import read_records
 from support import CREATE
 
-from plaid_relay_async import RelayCreateRequest
+from plaid_relay_async import PlaidRelayError, RelayCreateRequest
 from plaid_relay_async.simulator import Fault
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ FAULTS: dict[str, dict[str, Any]] = {
     "lost before": {"close": True},
     "lost after": {"close": True, "when": "after"},
     "truncated": {"truncate": 20},
+    "another success": {"status": 200, "body": {"token": "relay-sandbox-of-a-later-release"}},
+    "causes": {
+        "status": 400,
+        "body": {
+            "error_type": "ASSET_REPORT_ERROR",
+            "error_code": "DATA_UNAVAILABLE",
+            "causes": [{"item_id": "i"}],
+            "display_message": "d",
+            "suggested_action": "s",
+        },
+    },
     "slow": {"latency": 0.05},
 }
 # With these, the outcome of a pair depends on the errors before it, so they need calls one after another.
@@ -83,24 +95,13 @@ JOURNAL_SETTINGS = st.fixed_dictionaries(
 
 def comparable_outcome(outcome: Any) -> tuple[Any, ...]:
     """Return what two outcomes of the same request must have in common: not tokens, request IDs or times."""
-    error: Any = getattr(outcome, "error", None)
-    described = None
-    if error is not None:
-        names = ("sent", "attempts", "status", "error_type", "error_code", "error_message", "advice")
-        values = [getattr(error, name, None) for name in names]
-        described = (
-            type(error).__name__,
-            error.args[0],
-            *values,
-            error.__notes__ if hasattr(error, "__notes__") else (),
-        )
     return (
         outcome.request.secondary_client_id,
         type(outcome).__name__,
         outcome.attempts,
         outcome.journalled,
         outcome.request_id is None,
-        str(described),
+        str(comparable_error(getattr(outcome, "error", None))),
     )
 
 
@@ -118,8 +119,19 @@ def comparable_result(result: Any) -> dict[str, Any]:
 
 
 def comparable_error(error: BaseException | None) -> tuple[Any, ...] | None:
-    """Return the class and the message of an error."""
-    return None if error is None else (type(error).__name__, error.args[0])
+    """Return what two errors must have in common: all but request IDs, and tokens in bodies.
+
+    The same holds for the errors of this package that caused them.
+    """
+    if error is None:
+        return None
+    classes = [each for each in type(error).__mro__ if issubclass(each, PlaidRelayError)]
+    names = sorted({name for each in classes for name in vars(each) if not name.startswith("_")})
+    attributes = {name: getattr(error, name) for name in names if name != "request_id"}
+    if (body := attributes.get("body")) is not None:
+        attributes["body"] = re.sub(rb"sandbox-[^\"]*|request_id.*", b"", body.reveal())
+    cause = error.__cause__ if isinstance(error.__cause__, PlaidRelayError) else None
+    return (type(error).__name__, error.args[0], attributes, comparable_error(cause))
 
 
 async def comparable_run(journal: Any, run: str) -> dict[str, Any]:

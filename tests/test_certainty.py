@@ -35,6 +35,7 @@ MAINTENANCE = {"status": 503, "error_type": "API_ERROR", "error_code": "PLANNED_
         (RateLimitError("x", status=429, error_code="CREDITS_EXHAUSTED"), Certainty.DEFINITIVE),
         (InvalidRequestError("x", status=400), Certainty.DEFINITIVE),
         (PlaidAPIError("x", status=302), Certainty.DEFINITIVE),
+        (PlaidAPIError("not removed", status=200), Certainty.DEFINITIVE),
         (ResponseDecodeError("x", status=200), Certainty.DEFINITIVE),
         (PlaidServerError("x", status=400, error_type="API_ERROR"), Certainty.IN_DOUBT),
         (PlaidServerError("x", status=503), Certainty.IN_DOUBT),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from attrs import define, field
 from temporalio.client import ActivityExecutionStatus, ActivityFailureError, ActivityHandle
@@ -23,10 +23,12 @@ from plaid_relay_async.errors import (
     WaitTooLongError,
 )
 from plaid_relay_async.journal.recording import CreationRecorder, IntentKey, NullRecorder, RemovalRecorder
-from plaid_relay_async.models import RelayCreateResponse, RelayRemoveResponse
 from plaid_relay_async.outcomes import Created, Outcome, Removed
 from plaid_relay_async.temporal.requests import BACKOFF_SECONDS, TemporalRequests
 from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, CallNotMadeError, Task, TaskResult
+
+if TYPE_CHECKING:
+    from plaid_relay_async.models import RelayCreateResponse, RelayRemoveResponse
 
 T = TypeVar("T")
 
@@ -124,14 +126,17 @@ class QueuedCall:
                 await self._cancel_activity()
             end = None if state == "ended" else await self._wait()
             result = end if isinstance(end, TaskResult) else None
-            if result is not None and not (_is_declined(result) and now() < decline_deadline):
-                return await self._response(result)
-            if result is None and (response := await self._recorded_response()) is not None:
+            response: RelayCreateResponse | RelayRemoveResponse | None = None
+            if result is None:
+                response = await self._recorded_response()
+            elif not (_is_declined(result) and now() < decline_deadline):
+                response = await self._response(result)
+            if response is not None:
                 return response
             if isinstance(end, ActivityFailureError):
                 self._check_repeatable(end)
             # Another activity may make the call: it was declined, or its activity has ended without an
-            # outcome. Then no attempt of a creation was executed, and a removal may be repeated.
+            # outcome of this run. Then no attempt of a creation was executed, and a removal may be repeated.
             repetition += 1
             if result is not None:
                 decline_deadline = min(decline_deadline, now() + _MAX_DECLINED_SECONDS)
@@ -231,18 +236,25 @@ class QueuedCall:
             return outcome.response
         raise outcome.error
 
-    async def _response(self, result: TaskResult) -> RelayCreateResponse | RelayRemoveResponse:
+    async def _response(self, result: TaskResult) -> RelayCreateResponse | RelayRemoveResponse | None:
+        """Return the response that a result has, or raise its error.
+
+        Return `None` if the worker made no attempt because of a token that isn't this run's: the call was
+        queued with another setting of `on_existing`.
+        """
         self.recorder.journalled = result.journalled
         self.recorder.unrecorded_intent = result.intent_key
         self.gate.attempts = result.attempts
         if not result.succeeded:
             raise result.to_error()
         if self.task.activity != CREATE_ACTIVITY:
-            return RelayRemoveResponse(removed=True, request_id=result.request_id, inferred=result.inferred)
+            return result.removed_response()
         if (response := result.created_response()) is not None:
             return response
         recorded = await self._recorded_response()
         self.gate.attempts = result.attempts
+        if recorded is None and not result.attempts:
+            return None
         if recorded is None:
             raise OutcomeUnknownError("the worker has recorded a token, and the journal doesn't have it")
         return result.created_response(recorded.relay_token) or recorded

@@ -6,6 +6,7 @@ record it: the process that receives the result reads the token from the journal
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from decimal import Decimal
@@ -18,7 +19,12 @@ from plaid_relay_async.batch import CREATE, REMOVE, BatchOperation
 from plaid_relay_async.errors import ConfigurationError, PlaidRelayError
 from plaid_relay_async.journal.journal import JournalSettings
 from plaid_relay_async.journal.recording import IntentKey
-from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveRequest
+from plaid_relay_async.models import (
+    RelayCreateRequest,
+    RelayCreateResponse,
+    RelayRemoveRequest,
+    RelayRemoveResponse,
+)
 from plaid_relay_async.outcomes import Created, Failed, Removed, Unknown
 from plaid_relay_async.redaction import ExpectedError, Hidden
 
@@ -33,6 +39,8 @@ _TOKEN_IN_JOURNAL: Final = "in the journal"  # noqa: S105  # in place of a token
 # Characters; Plaid's responses have about 150. It is far below what Temporal accepts, because the database of
 # its server keeps each result until the retention has passed.
 _MAX_RESPONSE: Final = 100_000
+# Bytes of an unreadable response, which may contain a token. An error and its causes may have it.
+_MAX_BODY: Final = 100_000
 _OPERATIONS: Final[dict[str, BatchOperation[Any, Any]]] = {CREATE_ACTIVITY: CREATE, REMOVE_ACTIVITY: REMOVE}
 _REQUEST_FIELDS: Final = {
     RelayCreateRequest: ("report_tokens", "secondary_client_id", "webhook"),
@@ -121,9 +129,8 @@ class TaskResult:
         attempts: the number of attempts.
         request_id: Plaid's request ID, if a response had one.
         journalled: whether the journal has the outcome.
-        inferred: of a removal: whether it is inferred; see `RelayRemoveResponse`.
-        error: the class, the message and the attributes of the error, if the call didn't succeed.
-        response: the JSON of the response of a creation. It has the token only if the journal doesn't.
+        error: the error, if the call didn't succeed; see `_error_payload`.
+        response: the JSON of the response. It has the token of a creation only if the journal doesn't.
         intent: the row and the worker of the intent of its attempts, if the journal doesn't have the outcome;
             see `IntentKey`.
     """
@@ -132,8 +139,7 @@ class TaskResult:
     attempts: int
     request_id: str | None
     journalled: bool
-    inferred: bool = False
-    error: tuple[str, str, dict[str, Any]] | None = None
+    error: dict[str, Any] | None = field(default=None, repr=False)
     response: str | None = field(default=None, repr=False)
     intent: tuple[int, int] | None = None
 
@@ -152,22 +158,15 @@ class TaskResult:
             "journalled": outcome.journalled,
             "intent": None if intent is None or outcome.journalled else astuple(intent),
         }
-        if isinstance(outcome, Created):
-            response = outcome.response
-            if outcome.journalled:
-                response = evolve(response, relay_token=_TOKEN_IN_JOURNAL)
-            text = codec.to_json(response).decode()
-            if len(text) > _MAX_RESPONSE:  # Temporal would reject the result, and with it the token
-                text = codec.to_json(evolve(response, additional_properties={})).decode()
-            return cls(**common, response=text)
-        if isinstance(outcome, Removed):
-            return cls(**common, inferred=outcome.response.inferred)
-        attributes = {
-            name: value
-            for name, value in vars(outcome.error).items()
-            if isinstance(value, str | int | float | None)
-        }
-        return cls(**common, error=(type(outcome.error).__name__, str(outcome.error.args[0]), attributes))
+        if isinstance(outcome, Failed | Unknown):
+            return cls(**common, error=_error_payload(outcome.error))
+        response: Any = outcome.response
+        if isinstance(outcome, Created) and outcome.journalled:
+            response = evolve(response, relay_token=_TOKEN_IN_JOURNAL)
+        text = codec.to_json(response).decode()
+        if len(text) > _MAX_RESPONSE:  # Temporal would reject the result, and with it the token
+            text = codec.to_json(evolve(response, additional_properties={})).decode()
+        return cls(**common, response=text)
 
     def to_payload(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
@@ -191,6 +190,11 @@ class TaskResult:
             return response
         return None if journalled_token is None else evolve(response, relay_token=journalled_token)
 
+    def removed_response(self) -> RelayRemoveResponse:
+        """Return the response of a removal that succeeded."""
+        assert self.response is not None  # noqa: S101  # only a call that didn't succeed has none
+        return codec.from_json(self.response, RelayRemoveResponse)
+
     @property
     def intent_key(self) -> IntentKey | None:
         """The key with which to record the outcome, if the worker couldn't record it."""
@@ -199,7 +203,36 @@ class TaskResult:
     def to_error(self) -> PlaidRelayError:
         """Return the error of a call that didn't succeed."""
         assert self.error is not None  # noqa: S101  # only a call that succeeded has none
-        name, message, attributes = self.error
-        error_class: type[PlaidRelayError] = getattr(errors, name, PlaidRelayError)
-        valid = {key: value for key, value in attributes.items() if hasattr(error_class, key)}
-        return error_class(message, **valid)
+        return _error_of_payload(self.error)
+
+
+def _error_payload(error: PlaidRelayError) -> dict[str, Any]:
+    """Return an error as a JSON object, with its attributes and the errors of this package that caused it."""
+    attributes = {
+        name: value
+        for name, value in vars(error).items()
+        if isinstance(value, str | int | float | None) or name == "causes"
+    }
+    body: Hidden[bytes] | None = getattr(error, "body", None)
+    cause = error.__cause__
+    return {
+        "class": type(error).__name__,
+        "message": str(error.args[0]),
+        "attributes": attributes,
+        "body": None if body is None else base64.b64encode(body.reveal()[:_MAX_BODY]).decode(),
+        "cause": _error_payload(cause) if isinstance(cause, PlaidRelayError) else None,
+    }
+
+
+def _error_of_payload(payload: Mapping[str, Any]) -> PlaidRelayError:
+    """Return the error of a JSON object; attributes that this release doesn't know are left out."""
+    error_class: type[PlaidRelayError] = getattr(errors, payload["class"], PlaidRelayError)
+    attributes = {name: value for name, value in payload["attributes"].items() if hasattr(error_class, name)}
+    if "causes" in attributes:
+        attributes["causes"] = tuple(attributes["causes"])
+    if payload["body"] is not None and hasattr(error_class, "body"):
+        attributes["body"] = Hidden(base64.b64decode(payload["body"]))
+    error = error_class(payload["message"], **attributes)
+    if payload["cause"] is not None:
+        error.__cause__ = _error_of_payload(payload["cause"])
+    return error

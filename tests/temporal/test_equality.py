@@ -6,22 +6,25 @@ import itertools
 from collections import Counter
 
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from journal_support import KEY
-from support import OWNER, QUICK
+from journal_support import KEY, creation_requests
+from support import OWNER, QUICK, REMOVE
 from temporal_equality import (
     FAULTS,
     JOURNAL_SETTINGS,
     SmallInput,
+    comparable_error,
     comparable_result,
     comparable_run,
     small_inputs,
 )
-from temporal_support import LONG, running_worker
+from temporal_support import INVALID, LONG, running_worker
 
 from plaid_relay_async import RelayClient
 from plaid_relay_async.journal import Journal
+from plaid_relay_async.simulator import Fault
 from plaid_relay_async.temporal import TaskQueue
 
 pytestmark = pytest.mark.may_block  # temporalio's and psycopg's own
@@ -88,4 +91,48 @@ async def test_a_local_run_and_a_run_on_temporal_are_equal(
         tokens = Counter(each["secondary_client_id"] for each in plaid.ledger[issued:])
         results.append([*seen, tokens])
     local, on_temporal = results
+    assert on_temporal == local
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        ({"latency": 0.01}, "removed"),
+        ({"status": 200, "body": {"removed": True, "request_id": "r", "later": [1.5]}}, "removed"),
+        ({"close": True, "when": "after", "times": 1}, "removed"),
+        ({"status": 200, "body": {"removed": False, "request_id": "r"}}, "failed"),
+        ({"status": 400, "body": INVALID}, "failed"),
+        ({"status": 200, "body": {"unexpected": 1}}, "unknown"),
+        ({"status": 500}, "unknown"),
+        ({"close": True}, "unknown"),
+    ],
+)
+async def test_a_local_removal_and_one_on_temporal_are_equal(
+    plaid, temporal_client, task_queue, journal_url, fault, outcome
+):
+    """A removal has the same outcome, with the same response or error, and is recorded in the same way."""
+    results = []
+    for where in ("local", "temporal"):
+        async with (
+            RelayClient(OWNER, base_url=plaid.url, retry=QUICK) as client,
+            running_worker(temporal_client, task_queue, client, journal_url, retry=QUICK),
+            Journal(journal_url, run=where, key=KEY) as journal,
+        ):
+            created = await client.relay.create_many(
+                creation_requests(plaid.add_report(), 1), journal=journal
+            )
+            plaid.fail(Fault(path=REMOVE, **fault))
+            recording = {"journal": journal}
+            if where == "temporal":
+                recording = {"task_queue": TaskQueue(temporal_client, task_queue, journal=journal)}
+            result = await client.relay.remove_many([created.created[0].relay_token], **recording)
+            plaid.clear_faults()
+            (only,) = [*result.succeeded, *result.failed, *result.unknown]
+            seen = only.response if outcome == "removed" else comparable_error(only.error)
+            if "body" not in fault and outcome == "removed":
+                seen = evolve(seen, request_id=None)
+            status = await journal.status(where)
+            results.append((dict(result.counts), only.attempts, only.journalled, seen, status.counts))
+    local, on_temporal = results
+    assert local[0] == {outcome: 1}
     assert on_temporal == local

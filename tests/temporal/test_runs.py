@@ -262,6 +262,20 @@ async def test_errors_of_one_report_stop_only_its_requests(client, plaid, report
 # -------------------------------------------------------------------------------------------- removals
 
 
+async def test_a_call_that_was_queued_with_another_setting(
+    client, plaid, report, task_queue, open_run, journal_url, run_worker
+):
+    """A worker serves the token of another run; a run that is followed with `create` gets one of its own."""
+    async with open_run() as (queue, _):
+        assert (await queue.submit(client, creation_requests(report, 1))).started == 1
+    async with Journal(journal_url, run="other", key=KEY) as journal:
+        await client.relay.create_many(creation_requests(report, 1), journal=journal)
+    async with run_worker(), open_run(on_existing="create") as (queue, _):
+        result = await create_on_queue(queue, client, report, 1)
+    assert (result.counts, result.created[0].attempts) == ({"created": 1}, 1)
+    assert [each["relay_token"] for each in plaid.ledger][1] == result.created[0].relay_token
+
+
 async def test_tokens_are_removed_by_workers(client, plaid, report, worker, run_x):
     """The removal of a recorded token is recorded, that of another token isn't, and a removed one isn't sent."""
     queue, journal = run_x

@@ -505,9 +505,29 @@ async def test_a_call_that_is_declined_is_repeated(plaid, client, report, open_r
     ):
         result = await create_on_queue(queue, client, report, 1)
         first = await activity_handle(queue, await pair_of(journal)).result()
-    assert first["error"][0] == "RateLimitError"
+    assert first["error"]["class"] == "RateLimitError"
     assert result.counts == {"created": 1}
     assert len(plaid.ledger) == 1
+
+
+async def test_a_repetition_that_is_declined_for_long_stays_unknown(
+    plaid, client, report, open_run, run_worker
+):
+    """A worker can't wait for the end of the pause; the same run makes the call later, once."""
+    faults = [
+        Fault(path=CREATE, close=True, when="after", times=1),
+        Fault(path=CREATE, status=429, headers={"retry-after": "2"}, times=1),
+        Fault(path=CREATE, latency=0.01),
+    ]
+    counts = []
+    async with run_worker():
+        for fault, retry_unknown in zip(faults, [False, True, True], strict=True):
+            plaid.clear_faults()
+            plaid.fail(fault)
+            async with open_run(start_to_close=3.0, retry_unknown=retry_unknown) as (queue, _):
+                counts.append((await create_on_queue(queue, client, report, 1)).counts)
+    assert counts == [{"unknown": 1}, {"unknown": 1}, {"created": 1}]
+    assert len(plaid.ledger) == 2
 
 
 async def test_a_call_that_an_operator_pauses_is_made_later(client, plaid, report, open_run, run_worker):

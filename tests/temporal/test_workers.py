@@ -513,20 +513,20 @@ async def test_a_call_that_is_declined_is_repeated(plaid, client, report, open_r
 async def test_a_repetition_that_is_declined_for_long_stays_unknown(
     plaid, client, report, open_run, run_worker
 ):
-    """A worker can't wait for the end of the pause; the same run makes the call later, once."""
-    faults = [
-        Fault(path=CREATE, close=True, when="after", times=1),
-        Fault(path=CREATE, status=429, headers={"retry-after": "2"}, times=1),
-        Fault(path=CREATE, latency=0.01),
-    ]
-    counts = []
+    """A worker can't wait for the end of the pause, so the pair is unknown; the next run creates once."""
+
+    async def create(fault, **options):
+        plaid.clear_faults()
+        plaid.fail(fault)
+        async with open_run(**options) as (queue, _):
+            return (await create_on_queue(queue, client, report, 1)).counts
+
     async with run_worker():
-        for fault, retry_unknown in zip(faults, [False, True, True], strict=True):
-            plaid.clear_faults()
-            plaid.fail(fault)
-            async with open_run(start_to_close=3.0, retry_unknown=retry_unknown) as (queue, _):
-                counts.append((await create_on_queue(queue, client, report, 1)).counts)
-    assert counts == [{"unknown": 1}, {"unknown": 1}, {"created": 1}]
+        lost = await create(Fault(path=CREATE, close=True, when="after"))
+        pause = Fault(path=CREATE, status=429, headers={"retry-after": "2"})
+        declined = await create(pause, start_to_close=3.0, retry_unknown=True)
+        repeated = await create(Fault(path=CREATE, latency=0.01), retry_unknown=True)
+    assert [lost, declined, repeated] == [{"unknown": 1}, {"unknown": 1}, {"created": 1}]
     assert len(plaid.ledger) == 2
 
 

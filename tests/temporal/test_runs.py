@@ -611,6 +611,24 @@ async def test_a_pair_that_is_created_again_after_its_removal(
     assert (followed.counts, len(pairs), len(plaid.ledger)) == ({"created": 1}, 1, 2)
 
 
+async def test_second_tokens_are_counted_and_cancelled(client, plaid, report, open_run, run_worker):
+    """A run that has reused the tokens of another one may create its own, as long as they are on the queue."""
+    requests = [*creation_requests(report, 2)]
+    async with run_worker():
+        for run in "xy":
+            async with open_run(run) as (queue, _):
+                assert (await create_on_queue(queue, client, report, 2)).counts == {"created": 2}
+    async with open_run("y", on_existing="create") as (queue, _):
+        submitted = await queue.submit(client, requests)
+        pending = await queue.count_pending()
+        cancelled = await queue.cancel()
+        remaining = await queue.count_pending()
+    async with run_worker():
+        await make_other_calls(open_run, client, report)
+    assert (submitted.started, pending, cancelled, remaining) == (2, 2, 2, 0)
+    assert len(plaid.ledger) == 2 + OTHER_CALLS
+
+
 async def test_a_call_that_a_worker_has_begun_is_not_cancelled(
     client, plaid, report, temporal_client, task_queue, journal_url
 ):

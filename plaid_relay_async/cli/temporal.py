@@ -181,8 +181,8 @@ class DetachedRunner(BatchRunner):
             concurrency = min(self.concurrency, _SUBMIT_CONCURRENCY)
             submitted = await queue.submit(self.client, self._iter_requests(), concurrency=concurrency)
         self.display.print_message(
-            "the workers make the calls; to follow the run, repeat the command without --detach; for its "
-            "counts, use plaid-relay status"
+            "the workers make the calls; to follow the run, repeat the command without --detach, "
+            "--retry-failed and --retry-unknown; for its counts, use plaid-relay status"
         )
         return OutcomeCounts(Counter(asdict(submitted)), Counter())
 

@@ -241,7 +241,7 @@ class SubmissionOptions(TemporalOptions):
         Parameter(
             negative="",
             help="Add all calls to the task queue, and exit without outcomes. To follow the run, repeat the "
-            "command without this option, on any machine.",
+            "command without this option, --retry-failed and --retry-unknown, on any machine.",
         ),
     ] = False
 

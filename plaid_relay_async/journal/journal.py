@@ -447,22 +447,27 @@ class Journal:
                 has characters that aren't printable, or no key decrypts a token.
             JournalError: the run doesn't exist, or the journal can't be read.
         """
-        async for row, source, alive in self._read_rows(run, outcomes, partner):
-            yield to_record(source, self._keyring, own=source is row, alive=alive)
+        _check_outcomes(outcomes)
+        async for row, source, alive in self._read_rows(run, partner):
+            if not outcomes or outcome_name(source.state, alive=alive) in outcomes:
+                yield to_record(source, self._keyring, own=source is row, alive=alive)
 
     async def pair_ids(
         self, run: str, *, outcomes: Collection[str] = (), partner: str | None = None
     ) -> AsyncIterator[str]:
-        """Yield the ID of each pair of a run; see `records` for the order, the arguments and the errors."""
-        async for row, _, _ in self._read_rows(run, outcomes, partner):
-            if row.current:  # a pair has other rows if tokens of it were removed
+        """Yield the ID of each pair of a run; see `records` for the order, the arguments and the errors.
+
+        Unlike those of `records`, `outcomes` are only the run's own: a pair that another run holds is
+        `not_attempted`.
+        """
+        _check_outcomes(outcomes)
+        async for row, _, alive in self._read_rows(run, partner):
+            # A pair has other rows if tokens of it were removed.
+            if row.current and (not outcomes or outcome_name(row.state, alive=alive) in outcomes):
                 yield row.pair
 
-    async def _read_rows(
-        self, run: str, outcomes: Collection[str], partner: str | None
-    ) -> AsyncIterator[tuple[Row, Row, bool]]:
+    async def _read_rows(self, run: str, partner: str | None) -> AsyncIterator[tuple[Row, Row, bool]]:
         """Yield the rows of a run, as `read_page` returns them; see `records` for the arguments."""
-        _check_outcomes(outcomes)
         if partner is not None:
             _check_printable("partner", partner)
         after = -1
@@ -473,9 +478,8 @@ class Journal:
                 return read_page(connection, self._open_resources.registry, run_id, after, partner)
 
             page = await self._run_transaction(work)
-            for row, source, alive in page:
-                if not outcomes or outcome_name(source.state, alive=alive) in outcomes:
-                    yield row, source, alive
+            for each in page:
+                yield each
             if len(page) < ROWS_PER_PAGE:
                 return
             after = page[-1][0].id

@@ -55,13 +55,16 @@ class TaskRecorder:
 
     Attributes:
         recorder: the recorder of a creation or a removal, which holds the pair in this process.
-        recorded_outcome: the outcome, if the journal, or the result of an earlier activity, has one already.
+        recorded_outcome: the outcome, if the journal, or the result of an earlier activity, has one already,
+            and no activity is pending that may replace it.
+        first_repetition: the number of the repetition to start with.
         journalled: whether the journal has the outcome, as far as this process knows.
         unrecorded_intent: the key of the worker's intent, if the worker couldn't record the outcome.
     """
 
     recorder: CreationRecorder | RemovalRecorder | NullRecorder
     recorded_outcome: Outcome | Removed | None
+    first_repetition: int = 0
     journalled: bool = False
     unrecorded_intent: IntentKey | None = None
     earlier_in_doubt_error = None  # the worker takes it into account
@@ -82,7 +85,8 @@ class TaskRecorder:
     async def record_outcome(self, outcome: Any) -> None:
         """Record what the worker couldn't record, or that the request is not attempted (`None`)."""
         if outcome is None:
-            await self.creation.record_outcome(None)
+            if self.creation.recorded_outcome is None:  # otherwise, the journal keeps it
+                await self.creation.record_outcome(None)
         elif self.unrecorded_intent is not None:
             self.journalled = True  # so that an error of the next line is reported as a lost write
             row = await self.creation.record_outcome_of(self.unrecorded_intent, outcome)
@@ -117,7 +121,7 @@ class QueuedCall:
 
     async def run(self) -> RelayCreateResponse | RelayRemoveResponse:
         """Start activities until one has made the call, and return the response."""
-        repetition, wait = 0, BACKOFF_SECONDS[0]
+        repetition, wait = self.recorder.first_repetition, BACKOFF_SECONDS[0]
         now = asyncio.get_running_loop().time
         decline_deadline = math.inf
         while True:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from attrs import evolve, frozen
 from temporalio.client import (
+    ActivityExecutionDescription,
     ActivityExecutionStatus,
     ActivityHandle,
     PendingActivityState,
@@ -42,7 +43,7 @@ from plaid_relay_async.errors import (
 )
 from plaid_relay_async.journal.recording import CreationRecorder
 from plaid_relay_async.models import RelayCreateRequest, RelayCreateResponse, RelayRemoveResponse
-from plaid_relay_async.outcomes import Created, Outcome, Unknown
+from plaid_relay_async.outcomes import Created, Failed, Outcome, Unknown
 from plaid_relay_async.temporal.calls import QueuedCall, TaskRecorder
 from plaid_relay_async.temporal.payloads import check_encryption
 from plaid_relay_async.temporal.requests import TemporalRequests
@@ -51,7 +52,7 @@ from plaid_relay_async.temporal.tasks import CREATE_ACTIVITY, Task, TaskResult, 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 
-    from temporalio.client import ActivityExecutionDescription, Client
+    from temporalio.client import Client
 
     from plaid_relay_async.batch import Batch, BatchOperation, CallContext, CreationResult
     from plaid_relay_async.client import RelayClient
@@ -100,6 +101,27 @@ class Submitted:
     started: int = 0
     pending: int = 0
     recorded: int = 0
+
+
+@frozen
+class _Activity:
+    """An activity of a creation, as the server has described it.
+
+    Attributes:
+        repetition: the number of the repetition. It may be more than the index in a list, because the server
+            deletes the first activities of a pair first.
+        handle: its handle.
+        description: its description.
+    """
+
+    repetition: int
+    handle: ActivityHandle[Any]
+    description: ActivityExecutionDescription
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has not ended."""
+        return self.description.status in _PENDING
 
 
 class TaskQueue:
@@ -169,29 +191,38 @@ class TaskQueue:
     # ------------------------------------------------------------------------------------- for a batch
 
     async def acquire_recorder(self, request: Any, context: CallContext) -> TaskRecorder:
-        """Return a recorder that has what the journal has recorded, and leaves recording to the worker."""
+        """Return a recorder that has what the journal has recorded, and leaves recording to the worker.
+
+        It has no outcome that a pending activity may replace: a retry that a process with permission to
+        retry has added to the queue is waited for, also without this permission.
+        """
         recorder = await self._journal.acquire_recorder(request, context)
         outcome = recorder.recorded_outcome
         is_in_doubt = isinstance(outcome, Unknown) or recorder.earlier_in_doubt_error is not None
+        if not isinstance(recorder, CreationRecorder) or not (is_in_doubt or isinstance(outcome, Failed)):
+            return TaskRecorder(recorder, outcome)
         try:
-            if is_in_doubt and isinstance(recorder, CreationRecorder):
-                outcome = await self._find_unrecorded(request, recorder) or outcome
+            activities = await self._find_activities(recorder.pair)
+            if is_in_doubt and (created := await self._find_unrecorded(request, recorder, activities)):
+                return TaskRecorder(recorder, created)
         except BaseException:
             recorder.release()
             raise
+        if outcome is not None and activities and activities[-1].is_pending:
+            return TaskRecorder(recorder, None, activities[-1].repetition)
         return TaskRecorder(recorder, outcome)
 
     async def _find_unrecorded(
-        self, request: RelayCreateRequest, recorder: CreationRecorder
+        self, request: RelayCreateRequest, recorder: CreationRecorder, activities: list[_Activity]
     ) -> Created | None:
         """Return the outcome of a pair that only the result of an activity has, and record it.
 
         A worker whose journal has failed puts the token into the result. A token that was recorded since, and
         removed or forgotten, isn't the outcome of the attempt in doubt.
         """
-        for handle, description in await self._find_activities(recorder.pair):
-            is_completed = description.status is ActivityExecutionStatus.COMPLETED
-            if is_completed and (payload := await self.requests.repeat(handle.result)) is not None:
+        for activity in activities:
+            is_completed = activity.description.status is ActivityExecutionStatus.COMPLETED
+            if is_completed and (payload := await self.requests.repeat(activity.handle.result)) is not None:
                 result = TaskResult.from_payload(payload)
                 if (response := result.created_response()) is not None:
                     outcome = Created(
@@ -280,7 +311,7 @@ class TaskQueue:
                 return "recorded"
             await recorder.record_outcome(None)  # so that `follow` finds the pair in the journal
             task = self._task(CREATE, request, recorder)
-            for repetition in itertools.count():
+            for repetition in itertools.count(recorder.first_repetition):
                 _, state = await self.start(task, repetition)
                 if state != "ended":
                     return state
@@ -301,6 +332,9 @@ class TaskQueue:
         that, only the journal has their outcomes: the batch has none for these pairs, and at its end, a
         warning is logged with their number.
 
+        It waits for retries that are queued. If the journal has `retry_failed` or `retry_unknown`, the batch
+        retries once more what they have left failed or unknown.
+
         Args:
             client: an open client of the lender; it sends nothing.
             options: as of `create_many`.
@@ -312,8 +346,8 @@ class TaskQueue:
         async for activities in self._for_each_pair(partial(self._find_activities, include_input=True)):
             if not activities:
                 deleted += 1
-            for _, description in activities[:1]:
-                payloads: Any = await description.input()
+            for activity in activities[:1]:
+                payloads: Any = await activity.description.input()
                 request: Any = Task.from_payload(CREATE_ACTIVITY, payloads[0]).request
                 yield request
         if deleted:
@@ -340,9 +374,9 @@ class TaskQueue:
 
     async def _cancel_pair(self, pair: str) -> int:
         count = 0
-        for handle, description in await self._find_activities(pair):
-            if description.status in _PENDING and description.run_state not in _BEGUN:
-                await self.requests.repeat(handle.cancel)
+        for activity in await self._find_activities(pair):
+            if activity.is_pending and activity.description.run_state not in _BEGUN:
+                await self.requests.repeat(activity.handle.cancel)
                 count += 1
         return count
 
@@ -363,7 +397,7 @@ class TaskQueue:
         async for activities in self._for_each_pair(
             self._find_activities, outcomes=_QUEUEABLE, partner=partner
         ):
-            count += any(description.status in _PENDING for _, description in activities)
+            count += any(activity.is_pending for activity in activities)
         return count
 
     async def _for_each_pair(
@@ -392,19 +426,17 @@ class TaskQueue:
 
     # ------------------------------------------------------------------------------------- activities
 
-    async def _find_activities(
-        self, pair: str, *, include_input: bool = False
-    ) -> list[tuple[ActivityHandle[Any], ActivityExecutionDescription]]:
+    async def _find_activities(self, pair: str, *, include_input: bool = False) -> list[_Activity]:
         """Return the activities of a creation that the server has, in the order of their repetitions.
 
         The server deletes the first ones first, once their retention has passed.
         """
-        activities: list[tuple[ActivityHandle[Any], ActivityExecutionDescription]] = []
+        activities: list[_Activity] = []
         for repetition in itertools.count():
             handle = self._handle(CREATE_ACTIVITY, pair, repetition)
             description = await self.requests.repeat(handle.describe, include_input=include_input)
             if description is not None:
-                activities.append((handle, description))
+                activities.append(_Activity(repetition, handle, description))
             elif activities or repetition >= _MAX_DELETED:
                 break
         return activities

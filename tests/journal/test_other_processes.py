@@ -83,6 +83,19 @@ async def test_a_pair_with_several_tokens_has_one_id(client, report, url):
     assert len(pairs) == 1
 
 
+async def test_a_pair_that_another_run_holds_is_listed_as_not_attempted(client, report, url):
+    """The run hasn't attempted it, and may still create a token of its own for it."""
+    for run in "xy":
+        await create_in_run(client, report, url, run)
+    async with Journal(url, run="y", key=KEY) as journal:
+        every = [pair async for pair in journal.pair_ids("y")]
+        not_attempted = [pair async for pair in journal.pair_ids("y", outcomes={"not_attempted"})]
+        created = [pair async for pair in journal.pair_ids("y", outcomes={"created"})]
+        (record,) = [record async for record in journal.records("y", outcomes={"created"})]
+    assert (len(every), not_attempted, created) == (1, every, [])
+    assert not record.own
+
+
 # -------------------------------------------------------------------------- outcomes of other processes
 
 

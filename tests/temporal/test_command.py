@@ -131,6 +131,24 @@ def test_cancel_and_revoke(simulator, bulk, run, start_worker, task_queue):
     assert [entry["removed"] for entry in simulator.ledger] == [True] * 12
 
 
+def test_cancel_and_revoke_a_run_that_has_reused_tokens(
+    simulator, bulk, bulk_arguments, run, start_worker, task_queue
+):
+    """While it may create tokens of its own, `revoke` is refused; `cancel` takes them off the queue."""
+    worker = start_worker()
+    first = ["oct" if each == "nov" else each for each in bulk_arguments(2)]
+    assert run(*first).status == bulk(2).status == 0
+    assert stop(worker)[0] == 0
+    assert table_of(bulk(2, "--on-existing", "create", "--detach").err)["started"] == "2"
+    revoke = ("revoke", "nov", "--yes", "--task-queue", task_queue)
+    refused = run(*revoke)
+    assert (refused.status, refused.out) == (1, "")
+    assert "the run 'nov' is in progress; creations on the task queue: 2" in refused.err
+    assert "cancelled: 2\n" in run("cancel", "nov", "--task-queue", task_queue).err
+    assert run(*revoke).status == 0
+    assert [entry["removed"] for entry in simulator.ledger] == [False] * 2
+
+
 def test_a_worker_drains(simulator, bulk, start_worker):
     """At SIGTERM, a worker completes the calls in flight; a second signal abandons them."""
     simulator.fail(Fault(path=CREATE, latency=1.0))

@@ -40,11 +40,14 @@ def test_pause_and_resume(simulator, bulk, run, start_worker, task_queue):
     assert table_of(run("status", "nov").out)["created"] == "5"
 
 
-@pytest.mark.parametrize(
+RETRIES = pytest.mark.parametrize(
     ("fault", "option", "status"),
     [(INVALID, "--retry-failed", 1), ({"close": True, "when": "after"}, "--retry-unknown", 3)],
     ids=["failed", "unknown"],
 )
+
+
+@RETRIES
 def test_retry(simulator, bulk, start_worker, fault, option, status):
     """What failed or is unknown is created again by the same command only with an option."""
     simulator.fail(Fault(path=CREATE, secondary_client_id="p1", times=1, **fault))
@@ -55,6 +58,32 @@ def test_retry(simulator, bulk, start_worker, fault, option, status):
     assert bulk(3, option).status == 0
     assert bulk(3).status == 0
     assert len(simulator.requests) == 4
+
+
+@RETRIES
+def test_a_retry_that_is_left_to_the_workers(simulator, bulk, start_worker, fault, option, status):
+    """It is followed without the option, with which what it has left failed or unknown is retried once more."""
+    simulator.fail(Fault(path=CREATE, secondary_client_id="p1", times=2, **fault))
+    worker = start_worker()
+    assert bulk(3).status == status
+    assert stop(worker)[0] == 0
+    assert table_of(bulk(3, option, "--detach").err)["started"] == "1"
+    start_worker()
+    assert bulk(3).status == status
+    assert len(simulator.requests) == 4
+    assert bulk(3, option).status == 0
+    assert len(simulator.requests) == 5
+
+
+def test_an_error_that_all_partners_share(simulator, bulk, run, start_worker):
+    """It stops a command that follows the run, but not the workers of a detached one."""
+    simulator.fail(Fault(path=CREATE, status=400, body={"error_code": "INVALID_API_KEYS"}))
+    start_worker("--concurrency", 1)
+    assert bulk(10, "--concurrency", 1).status == 1
+    assert len(simulator.requests) == 3
+    assert bulk(10, "--detach").status == 0
+    wait_until(lambda: len(simulator.requests) == 13)
+    wait_until(lambda: table_of(run("status", "nov").out)["failed"] == "10")
 
 
 def test_a_call_that_is_queued_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from decimal import Decimal
 
@@ -28,6 +29,7 @@ from temporal_support import (
 )
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client, Interceptor, OutboundInterceptor, PendingActivityState
+from temporalio.service import RPCError, RPCStatusCode
 
 from plaid_relay_async import (
     AssetReportError,
@@ -313,6 +315,124 @@ async def test_a_removal_that_failed_is_repeated(client, plaid, report, worker, 
     assert [(each.attempts, each.journalled) for each in removed.succeeded] == [(1, True)]
     assert not removed.succeeded[0].response.inferred
     assert status.counts == {"removed": 1}
+
+
+# ----------------------------------------------------------------------------------- detached retries
+
+
+@contextlib.asynccontextmanager
+async def queued_retry(client, plaid, report, open_run, run_worker, fault, setting):
+    """Submit a retry of the only pair of the run `x`, and yield a task queue without permission to retry."""
+    requests = [*creation_requests(report, 1)]
+    plaid.fail(fault)
+    async with run_worker(), open_run() as (queue, _):
+        await create_on_queue(queue, client, report, 1)
+    async with open_run(**{setting: True}) as (queue, _):
+        assert (await queue.submit(client, requests)).started == 1
+    async with open_run() as (queue, journal):
+        assert (await queue.submit(client, requests)).pending == 1
+        yield queue, journal
+
+
+@REPETITIONS
+async def test_a_detached_retry_is_followed(
+    client, plaid, report, fault, setting, kind, open_run, run_worker
+):
+    """The outcome is that of the retry, not the recorded one, and the retry isn't repeated."""
+    async with queued_retry(client, plaid, report, open_run, run_worker, fault, setting) as (queue, journal):
+        running = asyncio.ensure_future(queue.follow(client))
+        await wait_until_async(queued_calls)
+        async with run_worker():
+            result = await running
+            again = await queue.follow(client)
+        status = await journal.status("x")
+    assert result.counts == again.counts == status.counts == {"created": 1}
+    assert [each.journalled for each in result.created] == [True]
+    assert len(plaid.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["failed", "unknown"])
+async def test_a_detached_retry_that_does_not_create_is_followed(
+    client, plaid, report, kind, open_run, run_worker
+):
+    """The outcome is the new one, which the journal has as well."""
+    first = Fault(path=CREATE, times=1, status=400, body=INVALID)
+    async with queued_retry(client, plaid, report, open_run, run_worker, first, "retry_failed") as (queue, _):
+        faults = {
+            "failed": Fault(path=CREATE, status=400, body=INVALID | {"error_code": "UNKNOWN_FIELDS"}),
+            "unknown": Fault(path=CREATE, close=True, when="after"),
+        }
+        plaid.fail(faults[kind])
+        running = asyncio.ensure_future(queue.follow(client))
+        await wait_until_async(queued_calls)
+        async with run_worker():
+            result = await running
+            again = await queue.follow(client)
+    assert result.counts == again.counts == {kind: 1}
+    assert [each.error.error_code for each in result.failed] == ["UNKNOWN_FIELDS"] * (kind == "failed")
+    assert len(plaid.requests) == 2
+
+
+@REPETITIONS
+@pytest.mark.parametrize("by", ["another process", "its own process"])
+async def test_a_detached_retry_is_cancelled(
+    client, plaid, report, fault, setting, kind, by, open_run, run_worker
+):
+    """The process that follows it has the recorded outcome, and no worker makes the call."""
+    async with queued_retry(client, plaid, report, open_run, run_worker, fault, setting) as (queue, journal):
+        following = queue.follow(client)
+        running = asyncio.ensure_future(following)
+        await wait_until_async(queued_calls)
+        if by == "another process":
+            assert await queue.cancel() == 1
+            await running
+        else:
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert await queue.count_pending() == 0
+        async with run_worker():
+            await make_other_calls(open_run, client, report)
+        status = await journal.status("x")
+    assert following.result.counts == status.counts == {kind: 1}
+    assert len(plaid.requests) == 1 + OTHER_CALLS
+
+
+async def test_a_detached_retry_is_left_on_the_queue(client, plaid, report, open_run, run_worker):
+    """A process that follows it can be left, and a worker that starts later makes the call."""
+    fault = Fault(path=CREATE, times=1, status=400, body=INVALID)
+    async with queued_retry(client, plaid, report, open_run, run_worker, fault, "retry_failed") as (queue, _):
+        following = queue.follow(client)
+        running = asyncio.ensure_future(following)
+        await wait_until_async(queued_calls)
+        following.abandon()
+        abandoned = await running
+        async with run_worker():
+            followed = await queue.follow(client)
+    assert (abandoned.counts, followed.counts) == ({"unknown": 1}, {"created": 1})
+    assert len(plaid.ledger) == 1
+
+
+async def test_a_detached_retry_is_followed_after_the_retention_of_its_first_activity(
+    client, plaid, report, temporal_client, open_run, run_worker
+):
+    """The first activity, which the server has deleted, isn't started again."""
+    fault = Fault(path=CREATE, times=1, status=400, body=INVALID)
+    async with queued_retry(client, plaid, report, open_run, run_worker, fault, "retry_failed") as (
+        queue,
+        journal,
+    ):
+        first = activity_handle(queue, await pair_of(journal))
+        await delete_activity(temporal_client, first)
+        running = asyncio.ensure_future(queue.follow(client))
+        await wait_until_async(queued_calls)
+        async with run_worker():
+            result = await running
+        with pytest.raises(RPCError) as caught:
+            await first.describe()
+    assert caught.value.status is RPCStatusCode.NOT_FOUND
+    assert result.counts == {"created": 1}
+    assert len(plaid.requests) == 2
 
 
 # ------------------------------------------------------------------------- leaving, cancelling, abandoning
@@ -623,6 +743,24 @@ async def test_a_pair_that_is_created_again_after_its_removal(
             followed = await queue.follow(client)
         pairs = [pair async for pair in journal.pair_ids("x")]
     assert (followed.counts, len(pairs), len(plaid.ledger)) == ({"created": 1}, 1, 2)
+
+
+async def test_second_tokens_are_counted_and_cancelled(client, plaid, report, open_run, run_worker):
+    """A run that has reused the tokens of another one may create its own, as long as they are on the queue."""
+    requests = [*creation_requests(report, 2)]
+    async with run_worker():
+        for run in "xy":
+            async with open_run(run) as (queue, _):
+                assert (await create_on_queue(queue, client, report, 2)).counts == {"created": 2}
+    async with open_run("y", on_existing="create") as (queue, _):
+        submitted = await queue.submit(client, requests)
+        pending = await queue.count_pending()
+        cancelled = await queue.cancel()
+        remaining = await queue.count_pending()
+    async with run_worker():
+        await make_other_calls(open_run, client, report)
+    assert (submitted.started, pending, cancelled, remaining) == (2, 2, 2, 0)
+    assert len(plaid.ledger) == 2 + OTHER_CALLS
 
 
 async def test_a_call_that_a_worker_has_begun_is_not_cancelled(

@@ -201,6 +201,9 @@ async def intent_of_another_process(client, report, url):
     context = client.call_context()
     async with Journal(url, run="x", key=KEY) as journal, Journal(url, run="x", key=KEY) as other_journal:
         recorder = await journal.acquire_recorder(request, context)
+        # As a submitter, which lists the pair before a worker makes the call: otherwise, the intent may lose
+        # the race against this row.
+        await recorder.record_outcome(None)
         other = await other_journal.acquire_recorder(request, context)
         try:
             await other.record_intent()

@@ -136,7 +136,7 @@ async def test_a_task_that_is_handed_out_twice_repeats_an_unknown_creation_once(
                 handle = activity_handle(queue, pair, repetition)
                 (task,) = await (await handle.describe(include_input=True)).input()
                 again = await start_create(temporal_client, task_queue, task)
-                assert (await again.result())["error"][0] == "OutcomeUnknownError"
+                assert (await again.result())["error"]["class"] == "OutcomeUnknownError"
     assert (repeated.counts, sent) == ({"unknown": 1}, 2)
     assert len(plaid.requests) == 2
 

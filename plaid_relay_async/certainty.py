@@ -61,7 +61,7 @@ def certainty_of(error: PlaidRelayError) -> Certainty:
     # An API_ERROR is a PlaidServerError even if its status is a 4xx: such an error proves nothing. The status
     # is a 2xx if the response says that a token wasn't removed. Only an error that a program has created,
     # such as a test, has no status.
-    is_final = error.status is None or error.status < 500
+    is_final = error.status is None or 200 <= error.status < 500
     is_final &= not isinstance(error, PlaidServerError)
     return Certainty.DEFINITIVE if is_final else Certainty.IN_DOUBT
 

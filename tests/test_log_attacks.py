@@ -274,6 +274,7 @@ async def test_formatters_of_other_packages(plaid, client, formatted):
         }
 
 
+@pytest.mark.may_block  # the threads wait for each other, and coverage for its lock
 def test_clients_in_threads(monkeypatch, capsys):
     """Clients in several threads write each record to standard error once, and have calls of their own."""
     monkeypatch.setenv("PLAID_RELAY_LOG", "debug")

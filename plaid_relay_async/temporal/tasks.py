@@ -1,7 +1,8 @@
 """What a task queue and its workers exchange: the task of a call, and its result.
 
 Both are JSON objects, which the data converter encrypts. A result has no token, unless the journal couldn't
-record it: the process that receives the result reads the token from the journal.
+record it: the process that receives the result reads the token from the journal. The bytes of a response that
+can't be read are also in the result, and may contain a token.
 """
 
 from __future__ import annotations
